@@ -17,6 +17,7 @@ mod program {
     mod deploy;
     mod docs;
     mod drill;
+    mod led;
     mod migrate;
     mod monitoring;
     mod plugin;

@@ -98,6 +98,18 @@ struct Listener {
     in_force: Option<(Vec<Arc<Certificate>>, Clients)>,
 }
 
+/// A subject, what is wrong with a certificate of it, and what is in force.
+type Fault = (String, String, Standing);
+
+/// What is in force where a certificate has a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// The last good one.
+    Kept,
+    /// The one with the fault.
+    InForce,
+}
+
 /// A chain and a key, as they were read.
 type Pem = (Vec<u8>, Vec<u8>);
 
@@ -208,7 +220,8 @@ impl Kept {
         }
         let mut problems = Vec::new();
         for mut listener in std::mem::take(&mut self.listeners) {
-            problems.extend(self.put(&mut listener));
+            let refused = self.put(&mut listener);
+            problems.extend(refused.map(|(subject, error)| (subject, error, Standing::Kept)));
             self.listeners.push(listener);
         }
         problems.extend(self.found(now));
@@ -270,15 +283,16 @@ impl Kept {
             .chain(routed.into_iter().flatten())
     }
 
-    /// What is broken, missing or expired now.
-    fn found(&self, now: SystemTime) -> Vec<(String, String)> {
+    /// What is broken, missing or expired now, with its subject.
+    fn found(&self, now: SystemTime) -> Vec<Fault> {
         let mut found = Vec::new();
         for listener in &self.listeners {
             let (name, tls) = (format!("listener {}", listener.name), &listener.tls);
             let mut of = |what: &str, good: Option<&Arc<Certificate>>, bad: Option<&String>| {
-                let doubt = || good.and_then(|it| it.is_doubtful(now));
-                let wrong = bad.cloned().or_else(doubt);
-                found.extend(wrong.map(|wrong| (name.clone(), format!("{what}{wrong}"))));
+                let doubt = || Some((good?.is_doubtful(now)?, Standing::InForce));
+                let wrong = bad.map(|bad| (bad.clone(), Standing::Kept)).or_else(doubt);
+                let fault = |(wrong, of)| (name.clone(), format!("{what}{wrong}"), of);
+                found.extend(wrong.map(fault));
             };
             for read in tls.certificates.iter().filter_map(|it| self.pairs.get(it)) {
                 of(
@@ -303,36 +317,40 @@ impl Kept {
     }
 
     /// Logs what is new and what is in order again. Returns whether anything has changed.
-    fn report(&mut self, found: Vec<(String, String)>, now: SystemTime) -> bool {
-        let is_same = |problem: &Problem, (subject, error): &(String, String)| {
+    fn report(&mut self, found: Vec<Fault>, now: SystemTime) -> bool {
+        let is_same = |problem: &Problem, (subject, error, _): &Fault| {
             problem.subject == *subject && problem.error == *error
         };
+        let is_new = |it: &&Fault| !self.problems.iter().any(|problem| is_same(problem, it));
+        let new: Vec<Fault> = found.iter().filter(is_new).cloned().collect();
         let before = self.problems.len();
         self.problems.retain(|problem| {
             let stays = found.iter().any(|it| is_same(problem, it));
-            if !stays {
+            // One fault may follow another.
+            if !stays && new.iter().all(|(subject, ..)| *subject != problem.subject) {
                 let (subject, error) = (&problem.subject, &problem.error);
                 tracing::info!(subject, error, "a certificate is in order again");
             }
             stays
         });
         let mut changed = self.problems.len() != before;
-        for (subject, error) in found {
+        for (subject, error, standing) in new {
             let problem = Problem::new(&subject, &error, now);
-            if self
-                .problems
-                .iter()
-                .all(|it| (&it.subject, &it.error) != (&problem.subject, &problem.error))
-            {
-                let (subject, error) = (&problem.subject, &problem.error);
-                tracing::warn!(
+            let (subject, error) = (&problem.subject, &problem.error);
+            match standing {
+                Standing::Kept => tracing::warn!(
                     subject,
                     error,
                     "a certificate has a problem; the last good one stays"
-                );
-                self.problems.push(problem);
-                changed = true;
+                ),
+                Standing::InForce => tracing::warn!(
+                    subject,
+                    error,
+                    "clients refuse a certificate that is in force"
+                ),
             }
+            self.problems.push(problem);
+            changed = true;
         }
         changed
     }
@@ -340,3 +358,55 @@ impl Kept {
 
 /// The time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Collects the log's output.
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_log_says_what_is_in_force_and_what_is_in_order_again() {
+        let mut kept = Kept::default();
+        let mut looks = |faults: &[(&str, Standing)]| {
+            let fault = |(error, standing): &(&str, _)| {
+                ("listener a".to_owned(), (*error).to_owned(), *standing)
+            };
+            let (output, faults) = (Output::default(), faults.iter().map(fault).collect());
+            let writer = output.clone();
+            let log = tracing_subscriber::fmt().with_writer(move || writer.clone());
+            let log = log.without_time().with_ansi(false).finish();
+            tracing::subscriber::with_default(log, || kept.report(faults, SystemTime::now()));
+            let text = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
+            let says = [
+                ("is in force", "in force"),
+                ("last good", "kept"),
+                ("again", "in order"),
+            ];
+            let says = says.iter().filter(|(of, _)| text.contains(of));
+            says.map(|(_, it)| *it).collect::<Vec<_>>()
+        };
+        let (old, torn) = (("expired", Standing::InForce), ("torn", Standing::Kept));
+        assert_eq!(looks(&[old]), ["in force"]);
+        assert!(looks(&[old]).is_empty());
+        assert_eq!(looks(&[torn]), ["kept"], "one fault follows another");
+        assert_eq!(looks(&[torn, old]), ["in force"]);
+        assert_eq!(looks(&[torn]), ["in order"]);
+        assert_eq!(looks(&[]), ["in order"]);
+    }
+}

@@ -365,6 +365,7 @@ impl Listeners {
             self.sockets.close(spec, shared);
         }
         self.sockets.settle(shared);
+        self.sockets.follows = health.predecessor_serves();
         let shares = self.listeners.len() > SHARED_FROM;
         while self.due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, key)) = self.due.pop_first() else {

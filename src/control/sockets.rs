@@ -29,6 +29,8 @@ pub(super) struct Sockets {
     inheritance: Inheritance,
     next_id: u64,
     open: usize,
+    /// The process that this one replaces serves the same ports.
+    pub(super) follows: bool,
     /// How many listeners are open on each port.
     ports: HashMap<(Transport, u16), usize>,
     /// The workers close these. They may still serve their accept queues.
@@ -68,6 +70,7 @@ impl Sockets {
             inheritance,
             next_id: 0,
             open: 0,
+            follows: false,
             ports: HashMap::new(),
             closing: Vec::new(),
         }
@@ -103,7 +106,9 @@ impl Sockets {
             Transport::Udp => self.inheritance.take(address, count),
             Transport::Tcp => None,
         };
-        let is_shared = inherited.is_none() && !is_known && is_taken(transport, address);
+        // A predecessor's clients of TCP pass over. Those of UDP would be divided until it ends.
+        let is_expected = inherited.is_some() || self.follows && transport == Transport::Tcp;
+        let is_shared = !is_known && !is_expected && is_taken(transport, address);
         let mut sockets: Vec<(OwnedFd, Option<CancellationToken>)> = Vec::with_capacity(count);
         let of_predecessor = inherited.into_iter().flatten();
         sockets.extend(of_predecessor.map(|it| (it.socket, Some(it.may_read))));

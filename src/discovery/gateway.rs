@@ -68,11 +68,13 @@ impl GatewayKind {
         }
     }
 
-    /// The kind of this name in this version of the API (`apiVersion`).
+    /// The kind of this name in this version of the API (`apiVersion`). What is read of a kind is the same in
+    /// its versions before `v1`.
     pub fn of(version: &str, name: &str) -> Option<Self> {
         let mut all = Self::ALL.into_iter();
         let kind = all.find(|kind| kind.names().0 == name)?;
-        (kind.version() == version).then_some(kind)
+        let is_older = || kind != Self::Namespace && BEFORE_V1.contains(&version);
+        (kind.version() == version || is_older()).then_some(kind)
     }
 
     /// Its `apiVersion`.
@@ -95,6 +97,12 @@ impl GatewayKind {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
     }
 }
+
+const BEFORE_V1: [&str; 3] = [
+    "gateway.networking.k8s.io/v1beta1",
+    "gateway.networking.k8s.io/v1alpha3",
+    "gateway.networking.k8s.io/v1alpha2",
+];
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -30,6 +30,12 @@ pub fn ingress(ingress: &Ingress) -> Result<IngressObject, Invalid> {
     let (mut rules, mut unserved) = (Vec::new(), Vec::new());
     let mut backend = |found: &IngressBackend, me: String| {
         let read = backend(found, &name, &me)?;
+        if read.is_none() && found.resource.is_none() {
+            return Err(Invalid {
+                field: me,
+                message: "expected service.name and service.port".to_owned(),
+            });
+        }
         if read.is_none() {
             unserved.push(format!("{me}.resource"));
         }

@@ -177,6 +177,12 @@ impl Manifest {
         };
         match &self.version {
             Some(Value::String(version)) if version == wanted => {}
+            Some(Value::String(version)) if reader.ingress && OLD_INGRESS.contains(&&**version) => {
+                return Err(Invalid {
+                    field: "apiVersion".to_owned(),
+                    message: format!("expected {wanted} for kind {}, found {version}", self.kind),
+                });
+            }
             Some(Value::String(version)) if !version.is_empty() => return Ok(None),
             found => {
                 let found = match found {
@@ -486,6 +492,9 @@ fn hints(endpoint: &Endpoint, node: &Node) -> Hints {
         zone: hint(&mut zones.map(|it| &it.name), &node.zone),
     }
 }
+
+/// Versions of Ingress and IngressClass that Kubernetes 1.22 removed.
+const OLD_INGRESS: [&str; 2] = ["networking.k8s.io/v1beta1", "extensions/v1beta1"];
 
 /// Seconds of grace that the API server gives a Pod without `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;

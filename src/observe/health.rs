@@ -160,6 +160,11 @@ impl Health {
         self.lock().has_successor
     }
 
+    /// See [`HealthState::predecessor_serves`].
+    pub fn predecessor_serves(&self) -> bool {
+        self.lock().predecessor_serves
+    }
+
     /// See [`HealthState::age`].
     pub fn age(&self) -> Duration {
         self.lock().age()

@@ -54,7 +54,7 @@ fn by_nginx<'a>(
     for (rule, to) in &ingress.rules {
         if keys.apply(rule).is_none() {
             all.push(format!(
-                "path {} is a regular expression that is not served, and so is its rule",
+                "path {}: neither PREFIX(/|$)(.*) with rewrite-target: /$2 nor PREFIX/(.*) with /$1, so its rule is not served",
                 rule.path
             ));
         }

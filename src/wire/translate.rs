@@ -37,6 +37,8 @@ pub struct Read<T> {
     pub framing: Framing,
     /// Bytes of the text that the head took.
     pub length: usize,
+    /// The sender ends its connection behind this message.
+    pub is_last: bool,
 }
 
 /// How a stream becomes a tunnel.
@@ -166,6 +168,7 @@ pub fn read_request(text: &[u8], https: bool) -> Result<Option<Read<Request<()>>
     let method = method.map_err(|_| Reject::bad("bad_request_line"))?;
     let target = parsed.path.unwrap_or_default();
     let (fields, framing) = read_fields(parsed.headers);
+    let is_last = fields.closes;
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_2;
     let host = fields.host.unwrap_or_default();
@@ -191,6 +194,7 @@ pub fn read_request(text: &[u8], https: bool) -> Result<Option<Read<Request<()>>
         head: request,
         framing,
         length,
+        is_last,
     }))
 }
 
@@ -285,15 +289,19 @@ pub fn read_response(text: &[u8]) -> Result<Option<Read<Response<()>>>, Reject> 
     *response.status_mut() = StatusCode::from_u16(code).map_err(|_| BAD)?;
     *response.version_mut() = Version::HTTP_2;
     let (fields, framing) = read_fields(parsed.headers);
+    let is_last = fields.closes;
     *response.headers_mut() = fields.map;
     let framing = match framing {
-        Framing::None if !matches!(code, 100..200 | 204 | 304) => Framing::UntilClose,
+        // 304 may say how long the answer to a GET without conditions is (RFC 9110 section 8.6).
+        _ if matches!(code, 100..200 | 204 | 304) => Framing::None,
+        Framing::None => Framing::UntilClose,
         framing => framing,
     };
     Ok(Some(Read {
         head: response,
         framing,
         length,
+        is_last,
     }))
 }
 
@@ -320,6 +328,8 @@ struct ReadFields<'a> {
     trailers: bool,
     /// An upgrade to a WebSocket is asked for.
     websocket: bool,
+    /// `Connection: close`.
+    closes: bool,
 }
 
 fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) {
@@ -328,6 +338,7 @@ fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) 
         host: None,
         trailers: false,
         websocket: false,
+        closes: false,
     };
     let mut framing = Framing::None;
     for line in lines {
@@ -337,6 +348,9 @@ fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) 
         match name {
             header::HOST => fields.host = Some(line.value),
             header::TRANSFER_ENCODING => framing = Framing::Chunked,
+            header::CONNECTION => {
+                fields.closes |= list(line.value).any(|it| it.eq_ignore_ascii_case(b"close"));
+            }
             header::TE => fields.trailers = list(line.value).any(|it| it == b"trailers"),
             header::UPGRADE => {
                 let is = |it: &[u8]| it.eq_ignore_ascii_case(b"websocket");

@@ -59,7 +59,7 @@ fn what_would_differ_is_shown_for_each_ingress_of_ingress_nginx() {
       nginx.ingress.kubernetes.io/proxy-read-timeout: there is no bound between two pieces of an answer or a request
     web/regex
       nginx.ingress.kubernetes.io/server-snippet is not served
-      path /[a-z]+ is a regular expression that is not served, and so is its rule
+      path /[a-z]+: neither PREFIX(/|$)(.*) with rewrite-target: /$2 nor PREFIX/(.*) with /$1, so its rule is not served
     ");
     assert!(!check(&[]).contains("nginx"));
 }

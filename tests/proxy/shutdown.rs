@@ -764,6 +764,7 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
             .status,
         200
     );
+    assert!(new.logged("another process listens").is_empty());
 }
 
 /// The process that was to replace the old one ends first (a bad release): the old process serves

@@ -1,8 +1,13 @@
 //! What `check` says of the Gateway API's objects: where clients come in, the rules in the order in which
 //! they count, and what of them is not served.
 
-use crate::config::settings::Config;
+use std::collections::BTreeSet;
+
+use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
+use crate::contract::route::Rule;
+use crate::discovery::gateway::{GatewayKind, GatewayObject, Spec};
+use crate::discovery::route_spec::RouteSpec;
 use crate::routing::gateway::facts::{Facts, Known, known_port, ports_of};
 use crate::routing::gateway::grants::Grants;
 use crate::routing::gateway::plan::Plan;
@@ -11,11 +16,26 @@ use crate::routing::gateway::statuses::faults;
 use crate::routing::world::objects::World;
 use crate::text::{Columns, table};
 
-/// A table of the rules, empty without Gateways, and warnings. Secrets are not looked at.
-pub(super) fn look(config: &Config, world: &World) -> (String, Vec<String>) {
+/// What the objects come to.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Looked {
+    /// A table of the rules, empty without Gateways.
+    pub(super) rules: String,
+    pub(super) warnings: Vec<String>,
+    /// The Services that the rules lead to.
+    pub(super) services: BTreeSet<ObjectName>,
+}
+
+/// Looks at the objects. `secret` says what is wrong with one; an API server's are not looked at.
+pub(super) fn look(
+    config: &Config,
+    world: &World,
+    secret: &dyn Fn(&ObjectName) -> Option<String>,
+) -> Looked {
     let Some(settings) = &config.gateway else {
-        return Default::default();
+        return Looked::default();
     };
+    let of_folder = matches!(config.discovery, Discovery::Files { .. });
     let service = |name: &ObjectName, port: u16, is_udp: bool| {
         known_port(&ports_of(world, name), name, port, is_udp)
     };
@@ -25,14 +45,87 @@ pub(super) fn look(config: &Config, world: &World) -> (String, Vec<String>) {
         objects: world.gateways(),
         grants: Grants::of(world.gateways().values().map(|it| &**it)),
         service: &service,
-        secret: &|_| Known::Unknown,
+        secret: &|name| match secret(name) {
+            Some(why) => Known::Missing(why),
+            None if of_folder => Known::Is(()),
+            None => Known::Unknown,
+        },
         now: String::new(),
     });
     let warnings = plan.statuses.iter().flat_map(|((kind, name), status)| {
         let texts = faults(status).into_iter();
         texts.map(move |text| format!("{} {name}: {text}", kind.names().0))
     });
-    (rows(&plan), warnings.collect())
+    let mut warnings: Vec<String> = warnings.collect();
+    if of_folder {
+        warnings.extend(left_out(&settings.controller, world));
+    }
+    let services = plan.backends().map(|(to, _)| to.service.clone());
+    Looked {
+        rules: rows(&plan),
+        services: services.collect(),
+        warnings,
+    }
+}
+
+/// Gateways and routes of which nothing else speaks, though they lead nobody on. In a cluster they may be
+/// another controller's.
+fn left_out(controller: &str, world: &World) -> Vec<String> {
+    let objects = world.gateways();
+    let is_known = |kind, name: ObjectName| objects.contains_key(&(kind, name));
+    let is_ours = |class: &str| {
+        let class = objects.get(&(GatewayKind::GatewayClass, ObjectName::new("", class)));
+        class.is_some_and(
+            |it| matches!(&it.spec, Spec::Class(it) if it.controller_name == controller),
+        )
+    };
+    let (mut warnings, mut gateways) = (Vec::new(), 0);
+    for object in objects.values() {
+        let name = format!("{} {}", object.kind.names().0, object.name);
+        match &object.spec {
+            Spec::Gateway(spec) if is_ours(&spec.gateway_class_name) => gateways += 1,
+            Spec::Gateway(spec) => warnings.push(format!(
+                "{name}: there is no GatewayClass {} with controllerName {controller}",
+                spec.gateway_class_name
+            )),
+            Spec::Route(spec) if spec.parent_refs.is_empty() => {
+                warnings.push(format!(
+                    "{name}: without parentRefs, no Gateway leads to it"
+                ));
+            }
+            Spec::Route(spec) => {
+                for to in &spec.parent_refs {
+                    let namespace = to.namespace.as_ref().unwrap_or(&object.name.namespace);
+                    let gateway = ObjectName::new(&**namespace, &*to.name);
+                    let is_gateway = to.kind.as_deref().is_none_or(|it| it == "Gateway");
+                    if is_gateway && !is_known(GatewayKind::Gateway, gateway.clone()) {
+                        warnings.push(format!("{name}: there is no Gateway {gateway}"));
+                    }
+                }
+                warnings.extend(unserved_rules(object, spec).map(|it| format!("{name}: {it}")));
+            }
+            _ => {}
+        }
+    }
+    if gateways == 0 {
+        warnings.push(format!(
+            "no Gateway is of a GatewayClass with controllerName {controller}: no route is served"
+        ));
+    }
+    warnings
+}
+
+/// Rules that lead nowhere. Their author may have misspelt a field, which nobody reads.
+fn unserved_rules(route: &GatewayObject, spec: &RouteSpec) -> impl Iterator<Item = String> {
+    let answer = match route.kind {
+        GatewayKind::HttpRoute | GatewayKind::GrpcRoute => "its requests get 500",
+        _ => "its clients are reset",
+    };
+    let empty = spec.rules.iter().enumerate().filter(|(_, rule)| {
+        let redirects = rule.filters.iter().any(|it| it.kind == "RequestRedirect");
+        rule.backend_refs.is_empty() && !redirects
+    });
+    empty.map(move |(i, _)| format!("spec.rules[{i}] has no backendRefs, so {answer}"))
 }
 
 fn rows(plan: &Plan) -> String {
@@ -45,8 +138,7 @@ fn rows(plan: &Plan) -> String {
             rows.push(row([&at, host, path, &planned.route, &shares(planned)]));
         };
         for (rule, planned) in &door.rules {
-            let exact = if rule.exact { " exactly" } else { "" };
-            let path = format!("{}{exact}", rule.path);
+            let path = path(rule);
             add(rule.host.as_deref().unwrap_or("*"), &path, planned);
         }
         if let Some(planned) = &door.default {
@@ -56,6 +148,29 @@ fn rows(plan: &Plan) -> String {
     match rows.len() {
         1 => String::new(),
         _ => format!("\n{}", table(&rows, Columns::Words)),
+    }
+}
+
+/// A rule's path, and what else its requests must have.
+fn path(rule: &Rule) -> String {
+    let mut text = rule.path.clone();
+    if rule.exact {
+        text += " exactly";
+    }
+    let wants = &rule.wants;
+    let method = wants.method.iter().chain(&wants.last).cloned();
+    let fields = wants
+        .fields
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}"));
+    let query = wants
+        .query
+        .iter()
+        .map(|(name, value)| format!("?{name}={value}"));
+    let all: Vec<String> = method.chain(fields).chain(query).collect();
+    match all.is_empty() {
+        true => text,
+        false => format!("{text} ({})", all.join(", ")),
     }
 }
 
@@ -104,12 +219,15 @@ spec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: shop, port: 80}
             world.apply(Change::Apply(object), Instant::now(), &mut touched);
         }
         let mut config = Config::new(Discovery::Static { to: Vec::new() });
-        assert_eq!(look(&config, &world), Default::default());
+        let look = |config: &Config, world: &World| look(config, world, &|_| None);
+        assert_eq!(look(&config, &world), Looked::default());
         config.gateway = Some(Gateway {
             controller: "ebbtide.dev/gateway".to_owned(),
             addresses: vec!["192.0.2.1/32".parse().unwrap()],
         });
-        let (rules, warnings) = look(&config, &world);
+        let Looked {
+            rules, warnings, ..
+        } = look(&config, &world);
         let row = "192.0.2.1:80  *     /     HTTPRoute web/shop  nobody (1)";
         assert!(rules.contains(row), "{rules}");
         let missing = "HTTPRoute web/shop: BackendNotFound: there is no Service web/shop";

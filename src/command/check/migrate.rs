@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::config::settings::{Config, Ingress};
+use crate::contract::name::ObjectName;
 use crate::discovery::object::IngressObject;
 use crate::routing::classes::Classes;
 use crate::routing::nginx::Keys;
@@ -23,11 +24,15 @@ pub(super) fn moved(config: &mut Config) {
 }
 
 /// What would differ, for each object and for all.
-pub(super) fn report(classes: &Classes, world: &World) -> String {
+pub(super) fn report(
+    classes: &Classes,
+    world: &World,
+    lacks: impl Fn(&ObjectName) -> Option<String>,
+) -> String {
     let ours: Vec<&IngressObject> = world.ingresses().filter(|it| classes.have(it)).collect();
     let mut text = format!("\nfrom ingress-nginx: {} Ingress objects\n", ours.len());
     for ingress in ours {
-        let mut all = unserved(ingress, true, |name| world.service(name), |_| None);
+        let mut all = unserved(ingress, true, |name| world.service(name), &lacks);
         all.extend(Keys::of(&ingress.nginx).differs);
         if all.is_empty() {
             all.push("nothing differs but what does for all".to_owned());

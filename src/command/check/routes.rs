@@ -1,6 +1,8 @@
 //! What `check` says of Ingress objects: the rules in the order in which they count, and what of them
 //! cannot be served.
 
+use crate::config::settings::Ingress;
+use crate::contract::name::ObjectName;
 use crate::discovery::object::IngressObject;
 use crate::routing::classes::Classes;
 use crate::routing::routes::{Route, Routes};
@@ -31,15 +33,33 @@ pub(super) fn rows(routes: &Routes<'_>) -> Vec<Vec<String>> {
     rows
 }
 
-/// What of the Ingress objects that are ours cannot be served. The Secrets are in another place of the
-/// report.
-pub(super) fn warnings(classes: &Classes, nginx: bool, world: &World) -> Vec<String> {
+/// What of the Ingress objects that are ours cannot be served. `lacks` says what is wrong with a Secret.
+pub(super) fn warnings(
+    classes: &Classes,
+    config: &Ingress,
+    world: &World,
+    lacks: impl Fn(&ObjectName) -> Option<String>,
+) -> Vec<String> {
     let ours = world.ingresses().filter(|it| classes.have(it));
     let of_one = |it: &IngressObject| {
-        let all = unserved(it, nginx, |name| world.service(name), |_| None);
+        let all = unserved(it, config.nginx_keys, |name| world.service(name), &lacks);
         let name = it.name.clone();
         all.into_iter()
             .map(move |what| format!("Ingress {name}: {what}"))
     };
     ours.flat_map(of_one).collect()
+}
+
+/// Ingress objects that are not ours. In a cluster they are another controller's, in a folder nobody's.
+pub(super) fn of_other_classes(classes: &Classes, ours: &str, world: &World) -> Vec<String> {
+    let others = world.ingresses().filter(|it| !classes.have(it));
+    let warning = |it: &IngressObject| {
+        let class = match &it.class {
+            Some(class) => format!("its class is {class}"),
+            None => "it has no class".to_owned(),
+        };
+        let name = &it.name;
+        format!("Ingress {name} is not served: {class}, and ingress.class is {ours}")
+    };
+    others.map(warning).collect()
 }

@@ -14,6 +14,7 @@ use crate::contract::policy::Transport;
 use crate::discovery::files;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::Change;
+use crate::discovery::secrets::MISSING;
 use crate::discovery::source::Problem;
 use crate::routing::classes::Classes;
 use crate::routing::routes::Routes;
@@ -69,9 +70,9 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     let Seen {
         heading,
         objects,
+        secrets,
         mut warnings,
         problems,
-        ..
     } = seen;
     if heading.is_empty() {
         return Ok(Report {
@@ -83,6 +84,12 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     for object in objects {
         world.apply(Change::Apply(object), now, &mut touched);
     }
+    // Those of an API server are read one by one, by name, as far as listeners name them.
+    let of_folder = matches!(config.discovery, Discovery::Files { .. });
+    let lacks = |name: &ObjectName| match secrets.get(name) {
+        Some(found) => found.as_ref().err().cloned(),
+        None => of_folder.then(|| MISSING.to_owned()),
+    };
     let services = world
         .service_names()
         .filter_map(|name| world.merge(name))
@@ -92,23 +99,27 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     if let Some(ingress) = &config.ingress {
         let classes = Classes::of(ingress, world.classes());
         match from_nginx {
-            true => moved = migrate::report(&classes, &world),
-            false => warnings.extend(routes::warnings(&classes, ingress.nginx_keys, &world)),
+            true => moved = migrate::report(&classes, &world, lacks),
+            false => warnings.extend(routes::warnings(&classes, ingress, &world, lacks)),
+        }
+        if of_folder && !from_nginx {
+            warnings.extend(routes::of_other_classes(&classes, &ingress.class, &world));
         }
         routes = Routes::of(ingress, &classes, world.ingresses());
     }
-    let (gateways, unserved) = gateways::look(&config, &world);
-    warnings.extend(unserved);
+    let gateways = gateways::look(&config, &world, &lacks);
+    warnings.extend(gateways.warnings);
     let described = describe(
         &config,
         &services,
         &routes,
+        &gateways.services,
         &|name, transport| world.slice_ports(name, transport),
         heading,
         warnings,
     );
     Ok(Report {
-        text: described + &gateways + &moved,
+        text: described + &gateways.rules + &moved,
         problems,
     })
 }
@@ -117,12 +128,13 @@ fn describe<'a>(
     config: &Config,
     services: &Services,
     routes: &Routes<'_>,
+    led: &BTreeSet<ObjectName>,
     slice_ports: &dyn Fn(&ObjectName, Transport) -> BTreeSet<&'a str>,
     heading: String,
     mut warnings: Vec<String>,
 ) -> String {
     let bound = served::listeners(config, services);
-    let served = served::served(services, &bound, routes);
+    let served = served::served(config, services, &bound, routes, led);
     warnings.extend(config.warnings());
     warnings.extend(warnings::of_listeners(config, services));
     warnings.extend(warnings::of_addresses(config, &bound));
@@ -262,6 +274,7 @@ mod tests {
             config,
             &services,
             &Routes::default(),
+            &BTreeSet::new(),
             &|_, _| BTreeSet::new(),
             "manifests  manifests\n".into(),
             Vec::new(),

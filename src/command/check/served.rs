@@ -50,15 +50,21 @@ pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Boun
         .collect()
 }
 
-/// The Services that would be served: those that are claimed, or have a listener or a route.
+/// The Services that would be served: those that are claimed, or have a listener or a route. `led`: those
+/// to which the routes of Gateways lead.
 pub(super) fn served<'a>(
+    config: &Config,
     services: &'a Services,
     bound: &[Bound],
     routes: &Routes<'_>,
+    led: &BTreeSet<ObjectName>,
 ) -> Vec<&'a MergedService> {
     let routed = routes.backends().into_iter().map(|(it, _)| &it.service);
     let listened = bound.iter().map(|listener| &listener.service);
-    let listened: BTreeSet<&ObjectName> = listened.chain(routed).collect();
+    let by_name = config.listeners.iter().flat_map(|it| &it.sni);
+    let by_name = by_name.map(|it| &it.service);
+    let listened: BTreeSet<&ObjectName> =
+        listened.chain(routed).chain(by_name).chain(led).collect();
     services
         .values()
         .filter(|s| s.object.claimed || listened.contains(&s.object.name))

@@ -46,10 +46,11 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
     warnings
 }
 
-/// Listeners whose address another listener or the admin pages have already; or no listener.
+/// Listeners whose address another listener or the admin pages have already; or no listener. `--migrate`
+/// needs none.
 pub(super) fn of_addresses(config: &Config, bound: &[Bound]) -> Vec<String> {
     let mut warnings = Vec::new();
-    if bound.is_empty() && config.gateway.is_none() {
+    if bound.is_empty() && config.gateway.is_none() && config.ingress.is_none() {
         warnings.push(
             "no listener: nothing would be served; add listeners, or nodePorts and a claimed Service"
                 .to_owned(),

@@ -3,8 +3,9 @@
 //!
 //! Invariants: the client learns whether its answer is whole. One that was cut ends with
 //! `grpc-status: 14` for gRPC, and with RST_STREAM otherwise. After a whole answer and a whole request,
-//! the stream reads as ended, so its session ends too. A request that is not whole by then ends with
-//! RST_STREAM and NO_ERROR (RFC 9113 section 8.1).
+//! the stream reads as ended, so its session ends too. Where the session reads the rest of a request whose
+//! answer it has sent, the stream waits for that rest. Elsewhere a request that is not whole by then ends
+//! with RST_STREAM and NO_ERROR (RFC 9113 section 8.1).
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -21,7 +22,7 @@ use crate::net::socket::Peer;
 use crate::net::stream::Carried;
 use crate::proxy::h2::flow::{Beginning, Bodies, Inflow, Outflow, broken, take};
 use crate::wire::message::{Framing, Reject};
-use crate::wire::translate::{Read, Tunnel, Wanted, is_grpc, read_response, write_request};
+use crate::wire::translate::{Tunnel, Wanted, is_grpc, read_response, write_request};
 
 /// What a connection knows of its streams.
 #[derive(Debug, Default)]
@@ -52,6 +53,8 @@ struct State {
     partial: Beginning,
     wanted: Wanted,
     head_only: bool,
+    /// The session reads the rest of the request behind its answer.
+    reads_on: bool,
     /// Client and endpoint are joined byte for byte.
     is_tunnel: bool,
     /// The client has reset the stream, or its connection has ended.
@@ -104,6 +107,7 @@ impl ClientStream {
                 partial: Beginning::default(),
                 wanted,
                 head_only: request.method() == Method::HEAD,
+                reads_on: false,
                 is_tunnel: false,
                 gone: false,
                 waker: Waker::noop().clone(),
@@ -134,7 +138,7 @@ impl Carried for ClientStream {
         if !state.head.is_empty() {
             return Poll::Ready(Ok(take(&mut state.head, room)));
         }
-        if state.is_over() {
+        if state.is_over() && !state.reads_on {
             return Poll::Ready(Ok(0));
         }
         state.body.borrow_mut().poll_read(cx, room).map_err(broken)
@@ -148,10 +152,11 @@ impl Carried for ClientStream {
             let read = state.partial.read(&bytes[taken..], read_response);
             let (n, head) = read.map_err(|_| io::ErrorKind::InvalidData)?;
             taken += n;
-            let Some(Read { head, framing, .. }) = head else {
+            let Some(head) = head else {
                 return Poll::Ready(Ok(taken));
             };
-            state.begin(head, framing)?;
+            state.reads_on = !head.is_last;
+            state.begin(head.head, head.framing)?;
         }
         let rest = &bytes[taken..];
         let Answer::Begun { body, .. } = &mut state.answer else {
@@ -205,6 +210,9 @@ impl State {
         self.waker.clone_from(cx.waker());
         if !self.head.is_empty() {
             return Poll::Ready(Ok(()));
+        }
+        if self.is_over() && self.reads_on {
+            return self.body.borrow_mut().poll_ready(cx).map_err(broken);
         }
         if self.is_over() {
             // Some clients take a reset before they have sent the end for a failure.

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::config::value;
 use crate::discovery::gateway::{GatewayKind, GatewayObject, Spec};
 use crate::discovery::route_spec::{ParentRef, RouteSpec};
 use crate::routing::gateway::conditions::Says;
@@ -116,6 +117,10 @@ impl<'a> Made<'a> {
             supported,
             resolved,
         };
+        if let Some(host) = spec.hostnames.iter().find(|it| !value::host(it)) {
+            let what = format!("hostname {host:?} is no name such as shop.example or *.example");
+            made.supported = Err(("UnsupportedValue", what));
+        }
         if made.supported.is_ok() {
             let mut all = (0..spec.rules.len()).map(|i| made.rules(i, None, false).map(drop));
             made.supported = all.find(Result::is_err).unwrap_or(Ok(()));

@@ -101,7 +101,8 @@ fn of_http(it: &RouteMatch) -> Result<Rule, Unsupported> {
     }
     let method = match &it.method {
         None => None,
-        Some(MethodMatch::Http(method)) => Some(method.clone()),
+        Some(MethodMatch::Http(method)) if METHODS.contains(&&**method) => Some(method.clone()),
+        Some(MethodMatch::Http(method)) => return Err(unsupported("the method", method)),
         Some(MethodMatch::Grpc { .. }) => return Err(unsupported("a method of", "gRPC")),
     };
     Ok(Rule {
@@ -174,12 +175,16 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
             ("RequestHeaderModifier", Some(changes), _) => made.request = field_changes(changes),
             ("ResponseHeaderModifier", _, Some(changes)) => made.response = field_changes(changes),
             ("RequestRedirect", ..) if let Some(it) = &it.request_redirect => {
+                let status = it.status_code.unwrap_or(302);
+                if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                    return Err(unsupported("a redirect of status", &status.to_string()));
+                }
                 made.redirect = Some(Redirect {
                     scheme: it.scheme.clone(),
                     host: it.hostname.clone(),
                     path: new_path(it.path.as_ref(), prefix)?,
                     port: it.port,
-                    status: it.status_code.unwrap_or(302),
+                    status,
                 });
             }
             ("URLRewrite", ..) if let Some(it) = &it.url_rewrite => {
@@ -189,6 +194,12 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
                 });
             }
             ("CORS", ..) if it.cors.is_some() => made.cors.clone_from(&it.cors),
+            (known, ..) if FILTERS.contains(&known) => {
+                return Err(unsupported(
+                    "without its own field, a filter of type",
+                    known,
+                ));
+            }
             (other, ..) => return Err(unsupported("a filter of type", other)),
         }
     }
@@ -260,6 +271,17 @@ fn time(text: Option<&String>) -> Result<Option<Duration>, Unsupported> {
     };
     text.map(read).transpose()
 }
+
+const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+];
+const FILTERS: [&str; 5] = [
+    "CORS",
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestRedirect",
+    "URLRewrite",
+];
 
 fn unsupported(what: &str, value: &str) -> Unsupported {
     (

@@ -44,6 +44,9 @@ async fn shop(call: Call) {
             call.reply.send(response, text);
         }
         "/204" | "/304" => {
+            if call.path() == "/304" {
+                fields.insert("content-length", 12.into());
+            }
             *response.status_mut() = call.path()[1..].parse().unwrap();
             call.reply.send(response, None);
         }

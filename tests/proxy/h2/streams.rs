@@ -12,7 +12,7 @@ use crate::proxy::h2::app::Version::{self, H1, H2};
 use crate::proxy::h2::app::{
     Answer, App, Call, Client, Piece, Pieces, data, request, rig, whole, with,
 };
-use crate::proxy::h2::raw::{Frame, Raw};
+use crate::proxy::h2::raw::{Frame, NO_ERROR, Raw};
 use crate::support::frames::{DATA, END_STREAM, RST_STREAM, get};
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
@@ -276,6 +276,43 @@ async fn the_end_of_a_request_may_come_after_its_answer() {
             };
             client.until("another answer", of_it).await;
         }
+    }
+}
+
+/// A body of which little is left is read behind its answer: some clients take a reset before they have
+/// sent the end for a failure. A longer one is not.
+#[tokio::test]
+async fn the_rest_of_a_short_body_may_come_after_an_early_answer() {
+    for endpoint in [H1, H2] {
+        let (_app, rig) = scene(endpoint).await;
+        let mut client = Raw::connect(rig.web()).await;
+        let early = |length: &'static [u8]| {
+            let mut fields = get("/early");
+            fields[0] = (b":method", b"POST");
+            fields.push((b"content-length", length));
+            fields
+        };
+        client.headers(1, &early(b"4"), false).await;
+        let ends = |it: &Frame| {
+            assert_ne!(it.kind, RST_STREAM, "{endpoint:?}: {it:?}");
+            it.ends_stream()
+        };
+        assert_eq!(client.until("an answer", ends).await.stream, 1);
+        for (stream, flags) in [(3, 0), (5, END_STREAM), (7, 0)] {
+            if stream < 7 {
+                client.send(DATA, flags, 1, b"ab").await;
+            }
+            client.headers(stream, &get("/number?1"), true).await;
+            assert_eq!(client.until("another", ends).await.stream, stream);
+        }
+        client.headers(9, &early(b"1000000"), false).await;
+        let reset = |it: &Frame| it.kind == RST_STREAM;
+        let reset = client.until("a reset", reset).await;
+        assert_eq!(
+            (reset.stream, reset.number(0)),
+            (9, NO_ERROR),
+            "{endpoint:?}"
+        );
     }
 }
 
