@@ -19,6 +19,7 @@ pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
+mod passed_over;
 pub mod published;
 mod restored;
 pub mod route_spec;

@@ -688,6 +688,52 @@ fn check_names_the_ports_of_slices_that_do_not_fit_the_service() {
     }
 }
 
+/// What nothing reads is named with its file, its object and the cure.
+#[test]
+fn check_names_manifests_that_are_passed_over() {
+    let config = "listeners: [{name: web, address: 127.0.0.1:8080, service: web/app, port: 80}]\n";
+    let good = named_ports("", "{port: 80}");
+    let passed_over = |manifests: &str| {
+        let mut warnings = check_warns(config, manifests);
+        warnings.retain(|it| it.contains("app.yaml: "));
+        warnings
+    };
+    assert_eq!(passed_over(&good), [""; 0]);
+    for (from, to, expected) in [
+        (
+            "io/v1",
+            "io/v1beta1",
+            "EndpointSlice web/app-1: apiVersion discovery.k8s.io/v1beta1 is not read; write it as discovery.k8s.io/v1",
+        ),
+        (
+            "discovery.k8s.io/v1",
+            "v1",
+            "EndpointSlice web/app-1: apiVersion v1 is not read; write it as discovery.k8s.io/v1",
+        ),
+        (
+            "EndpointSlice",
+            "EndpointSlces",
+            "EndpointSlces web/app-1: there is no kind EndpointSlces, did you mean EndpointSlice?",
+        ),
+        (
+            "kubernetes.io/service-name",
+            "service-name",
+            "EndpointSlice web/app-1: no Service gets its endpoints; give it the label kubernetes.io/service-name with the name of its Service",
+        ),
+        (
+            "name: app, namespace: web}",
+            "name: app2, namespace: web}",
+            "EndpointSlice web/app-1: no manifest has the Service web/app that its label kubernetes.io/service-name names; did you mean app2?",
+        ),
+    ] {
+        let found = passed_over(&good.replace(from, to));
+        assert!(
+            matches!(&found[..], [it] if it.ends_with(expected)),
+            "{from}: {found:?}"
+        );
+    }
+}
+
 #[test]
 fn check_compares_the_names_of_ports_over_one_transport() {
     // As the cluster's DNS has them.
