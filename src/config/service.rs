@@ -57,7 +57,8 @@ impl Protocol {
             let protocol = Self::parse(text);
             if protocol.is_none() {
                 warning = Some(format!(
-                    "{PROTOCOL}: {text:?} is not known, expected auto, http, h2c or tcp"
+                    "{PROTOCOL}: {text:?} is not known, expected auto, http, h2c or tcp{}",
+                    value::protocol_hint(text)
                 ));
             }
             protocol
@@ -152,7 +153,12 @@ impl Policy {
             }),
             attempts: read.value(ATTEMPTS, config.retry.attempts, |text| match text.parse() {
                 Ok(number) => value::whole(number, value::ATTEMPTS),
-                Err(_) => Err(format!("{text:?} is not a number, expected a whole number")),
+                Err(_) => {
+                    let (least, most) = (value::ATTEMPTS.start(), value::ATTEMPTS.end());
+                    Err(format!(
+                        "{text:?} is not a whole number, expected one from {least} to {most}"
+                    ))
+                }
             }),
             non_idempotent: read.value(NON_IDEMPOTENT, config.retry.non_idempotent, |text| {
                 match text {

@@ -573,6 +573,11 @@ fn help_and_version() {
         assert!(ebbtide(&[command, "--help"]).status.success(), "{command}");
     }
     assert!(!text(&help.stdout).contains("sample-app"));
+    assert!(text(&help.stdout).contains("Completions for bash"));
+    for command in ["run", "proxy"] {
+        let help = ebbtide(&[command, "--help"]);
+        assert!(text(&help.stdout).contains("EBBTIDE_LOG"), "{command}");
+    }
 }
 
 /// A reader that closes the pipe is no failure.
