@@ -62,7 +62,8 @@ pub(crate) enum Command {
     ///
     /// Starts nothing and changes nothing. Of a cluster it also reports whether the version, the
     /// granted rights and the claims are in order. The exit code is 2 if the configuration, a
-    /// manifest or the cluster is broken, and 0 otherwise. Warnings do not change it.
+    /// manifest or the cluster is broken, and 0 otherwise. Warnings do not change it. Pod templates, as
+    /// in a Deployment, are not read: neither preStop hooks nor grace periods nor probes.
     Check {
         /// Configuration file
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]

@@ -27,7 +27,7 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 use crate::contract::name::ObjectName;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
-use crate::discovery::files::folder::{Folder, Table};
+use crate::discovery::files::folder::{File, Folder, Table};
 use crate::discovery::files::pending::Pending;
 use crate::discovery::files::watcher::Watcher;
 use crate::discovery::manifest::Reader;
@@ -48,6 +48,8 @@ pub struct Contents {
     /// The manifests that are passed over, although they look like ones that are read: each with its
     /// file and the cure.
     pub passed_over: Vec<String>,
+    /// How many manifests have a pod template, such as Deployments. They are not read.
+    pub pod_templates: usize,
 }
 
 /// Reads the folder once, as [`watch`] does at its start.
@@ -71,10 +73,13 @@ pub fn read_folder(path: &Path, reader: &Reader) -> Contents {
     let objects = folder.table.values().map(|object| Object::clone(object));
     let problems = folder.problems.into_iter().map(|(_, problem)| problem);
     let passed_over = folder.passed_over.into_keys();
+    let documents = folder.files.values().filter_map(File::good);
+    let templates = documents.flat_map(|it| it.iter().map(|it| it.pod_templates));
     Contents {
         objects: objects.collect(),
         secrets: folder.secrets,
         problems: problems.collect(),
+        pod_templates: templates.sum(),
         passed_over: passed_over
             .map(|(file, why)| format!("{file}: {why}"))
             .collect(),
@@ -128,7 +133,7 @@ fn say(passed_over: &[&(String, String)]) {
     if more > 0 {
         tracing::warn!(
             more,
-            "more manifests are passed over; `ebbtide check` names them all"
+            "more manifests are passed over; the command check names them all"
         );
     }
 }

@@ -86,6 +86,8 @@ pub struct Parsed {
     pub objects: Vec<Object>,
     /// The manifests without an object that were probably meant to have one.
     pub(super) passed_over: Vec<PassedOver>,
+    /// The manifests without an object that have a pod template, such as Deployments.
+    pub(super) pod_templates: usize,
 }
 
 /// Reads the objects of one document. For `listed_at` see [`pod`].
@@ -146,6 +148,8 @@ pub fn parse_document(
                 "skipped a manifest of a kind that is not used"
             );
             parsed.passed_over.extend(manifest.passed_over(reader));
+            let template = manifest.fields.pointer("/spec/template/spec");
+            parsed.pod_templates += usize::from(template.is_some());
         }
         parsed.objects.extend(object);
     }

@@ -739,6 +739,30 @@ fn check_names_manifests_that_are_passed_over() {
     }
 }
 
+/// A folder may have a whole application in it.
+#[test]
+fn check_says_that_it_reads_no_pod_templates() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, "discovery: {files: {path: manifests}}").unwrap();
+    let shown = |manifests: &str| {
+        std::fs::write(folder.path().join("manifests/app.yaml"), manifests).unwrap();
+        let output = ebbtide(&["check", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    let service = named_ports("", "{port: 80}");
+    assert!(!shown(&service).contains("pod templates"));
+    let deployment = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: app}\n\
+                      spec: {template: {spec: {containers: []}}}\n";
+    let shown = shown(&(service + deployment));
+    assert!(
+        shown.contains("not read   pod templates, here in 1 of the manifests"),
+        "{shown}"
+    );
+}
+
 #[test]
 fn check_compares_the_names_of_ports_over_one_transport() {
     // As the cluster's DNS has them.

@@ -42,8 +42,17 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
             let contents = files::read_folder(path, &Reader::of(&config));
+            let mut heading = format!("manifests  {}\n", path.display());
+            if contents.pod_templates > 0 {
+                let _ = writeln!(
+                    heading,
+                    "not read   pod templates, here in {} of the manifests: their preStop hooks, grace periods \
+                     and probes",
+                    contents.pod_templates
+                );
+            }
             let seen = Seen {
-                heading: format!("manifests  {}\n", path.display()),
+                heading,
                 objects: contents.objects,
                 secrets: contents.secrets,
                 problems: contents.problems,

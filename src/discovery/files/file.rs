@@ -28,6 +28,7 @@ pub(super) struct Document {
     pub(super) objects: Box<[Arc<Object>]>,
     pub(super) secrets: BTreeMap<ObjectName, Found>,
     pub(super) passed_over: Box<[PassedOver]>,
+    pub(super) pod_templates: usize,
 }
 
 /// The digest of a text, which stands for it. The texts of a large folder are a tenth of all memory.
@@ -131,6 +132,7 @@ pub(super) fn load(
                         objects: parsed.objects.into_iter().map(Arc::new).collect(),
                         secrets: secrets(document, format)?,
                         passed_over: parsed.passed_over.into(),
+                        pod_templates: parsed.pod_templates,
                     }
                 }
             })

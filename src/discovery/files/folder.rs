@@ -58,6 +58,13 @@ pub(super) struct File {
     pub(super) error: Option<String>,
 }
 
+impl File {
+    /// The documents of its last good state.
+    pub(super) fn good(&self) -> Option<&[Document]> {
+        self.good.as_deref()
+    }
+}
+
 impl Folder {
     pub(super) fn new(path: &Path) -> Self {
         Self {
