@@ -212,7 +212,8 @@ impl Manifest {
 
     fn passed_over(&self, reader: &Reader) -> Option<PassedOver> {
         let version = self.version.as_ref().and_then(Value::as_str);
-        PassedOver::of(version, &self.kind, &self.fields, reader)
+        let served = (reader.ingress, reader.gateway);
+        PassedOver::of(version, &self.kind, &self.fields, served)
     }
 
     /// Reads an object of the Gateway API.

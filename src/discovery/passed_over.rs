@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use crate::contract::name::ObjectName;
 use crate::discovery::gateway::GatewayKind;
-use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Object, SliceObject};
 use crate::text::{near, one_line};
 
@@ -24,15 +23,17 @@ pub(super) struct PassedOver {
 }
 
 impl PassedOver {
-    /// Why a manifest that made no object is passed over; `None` for one that is of no use here.
+    /// Why a manifest that made no object is passed over; `None` for one that is of no use here. The last
+    /// argument: whether Ingress objects, and those of the Gateway API, are served.
     pub(super) fn of(
         version: Option<&str>,
         kind: &str,
         fields: &Value,
-        reader: &Reader,
+        (ingress, gateway): (bool, bool),
     ) -> Option<Self> {
         let version = version.unwrap_or_default();
-        let read = |kind: &str| known(reader).find(|(name, _)| *name == kind);
+        let known = || known(ingress, gateway);
+        let read = |kind: &str| known().find(|(name, _)| *name == kind);
         let (why, is_old_list) = if let Some((_, wanted)) = read(kind) {
             let may_be_another = kind != "EndpointSlice" && !is_of_kubernetes(version);
             if version == wanted || may_be_another {
@@ -44,7 +45,7 @@ impl PassedOver {
             let why = "this kind is not read; write an EndpointSlice (discovery.k8s.io/v1) instead";
             (why.to_owned(), true)
         } else if is_of_kubernetes(version)
-            && let Some(meant) = near(kind, known(reader).map(|(name, _)| name))
+            && let Some(meant) = near(kind, known().map(|(name, _)| name))
         {
             let why = format!("there is no kind {kind}, did you mean {meant}?");
             (why, false)
@@ -130,12 +131,10 @@ fn without_service(
 }
 
 /// The kinds that are read, each with its `apiVersion`.
-fn known(reader: &Reader) -> impl Iterator<Item = (&'static str, &'static str)> {
+fn known(ingress: bool, gateway: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
     let all = ["Service", "Pod", "EndpointSlice", "Ingress", "IngressClass"];
-    let own = all
-        .into_iter()
-        .take(if reader.ingress { all.len() } else { 3 });
-    let gateway = GatewayKind::ALL.into_iter().filter(|_| reader.gateway);
+    let own = all.into_iter().take(if ingress { all.len() } else { 3 });
+    let gateway = GatewayKind::ALL.into_iter().filter(move |_| gateway);
     own.map(|kind| (kind, version_of(kind).unwrap_or_default()))
         .chain(gateway.map(|it| (it.names().0, it.version())))
 }
@@ -166,13 +165,8 @@ mod tests {
     use serde_json::json;
 
     fn said(version: &str, kind: &str, is_all: bool) -> Option<String> {
-        let reader = Reader {
-            ingress: is_all,
-            gateway: is_all,
-            ..Reader::default()
-        };
         let fields = json!({"metadata": {"name": "a", "namespace": "web"}});
-        PassedOver::of(Some(version), kind, &fields, &reader).map(|it| it.text)
+        PassedOver::of(Some(version), kind, &fields, (is_all, is_all)).map(|it| it.text)
     }
 
     #[test]
@@ -248,7 +242,7 @@ mod tests {
         let objects = parse(&text, Format::Yaml, None).unwrap();
         let list = |name: &str| {
             let fields = json!({"metadata": {"name": name, "namespace": "web"}});
-            PassedOver::of(Some("v1"), "Endpoints", &fields, &Reader::default()).unwrap()
+            PassedOver::of(Some("v1"), "Endpoints", &fields, (false, false)).unwrap()
         };
         let lists = [list("shop"), list("other")];
         let file = "f";
