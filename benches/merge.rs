@@ -96,6 +96,7 @@ fn service() -> ServiceObject {
         uid: Some("6d0a1c9e".into()),
         claimed: true,
         external_name: false,
+        headless: false,
         ports: vec![port],
         ipv6_first: false,
         annotations: BTreeMap::new(),

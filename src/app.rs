@@ -202,6 +202,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     }
     let control = Control {
         config: config.clone(),
+        started: config.clone(),
         snapshot: admin.snapshot.clone(),
         drains: admin.drains.clone(),
         health: admin.health.clone(),

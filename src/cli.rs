@@ -32,7 +32,14 @@ Start here:
   ebbtide run --config config/standalone.yaml
   ebbtide drill --namespace default               runs the demo on your own cluster
 
+Completions for bash, zsh and fish are in the folder completions of a release; its packages install them.
+
 Exit codes: 0 clean, 1 failed at work, 2 refused to start.";
+
+const LOG: &str = "\
+Environment:
+  EBBTIDE_LOG   what the log on standard error has: a level or a filter such as debug or
+                info,ebbtide=trace; the default is info";
 
 /// The subcommands. Their doc comments are the texts of --help.
 #[derive(Debug, Subcommand)]
@@ -42,18 +49,21 @@ pub(crate) enum Command {
     /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting,
     /// lets clients finish, and ends with exit code 0. A second one, a second or more after the
     /// first, ends the process immediately.
+    #[command(after_help = LOG)]
     Run {
         /// Configuration file (YAML; `ebbtide schema` describes it)
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
     /// Run the proxy without a file: one listener, fixed endpoints
+    #[command(after_help = LOG)]
     Proxy(Proxy),
     /// Validate configuration and manifests (or the cluster), and print what would be served
     ///
     /// Starts nothing and changes nothing. Of a cluster it also reports whether the version, the
     /// granted rights and the claims are in order. The exit code is 2 if the configuration, a
-    /// manifest or the cluster is broken, and 0 otherwise. Warnings do not change it.
+    /// manifest or the cluster is broken, and 0 otherwise. Warnings do not change it. Pod templates, as
+    /// in a Deployment, are not read: neither preStop hooks nor grace periods nor probes.
     Check {
         /// Configuration file
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -307,7 +317,12 @@ fn pod(text: &str) -> Result<String, String> {
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
-    Protocol::parse(text).ok_or_else(|| "expected auto, http, h2c or tcp".to_owned())
+    Protocol::parse(text).ok_or_else(|| {
+        format!(
+            "expected auto, http, h2c or tcp{}",
+            value::protocol_hint(text)
+        )
+    })
 }
 
 /// Writes to standard output. A closed pipe (`| head`) is no error.

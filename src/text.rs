@@ -54,6 +54,30 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// The one of some names that a misspelt one most likely means: it differs in case, or in one letter
+/// of three, at most two. `None` if none is near.
+pub fn near<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = text.to_lowercase();
+    let names = names.map(|name| (edits(&lower, &name.to_lowercase()), name));
+    let near = names.filter(|(edits, _)| *edits <= (lower.chars().count() / 3).min(2));
+    near.min().map(|(_, name)| name)
+}
+
+/// The letters to add, remove or replace that make one text the other (Levenshtein's distance).
+fn edits(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut before: Vec<usize> = (0..=to.len()).collect();
+    for (row, letter) in from.chars().enumerate() {
+        let mut now = vec![row + 1];
+        for (column, other) in to.iter().enumerate() {
+            let replaced = before[column] + usize::from(letter != *other);
+            now.push(replaced.min(before[column + 1] + 1).min(now[column] + 1));
+        }
+        before = now;
+    }
+    before[to.len()]
+}
+
 /// How [`table`] lays out its columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Columns {
@@ -126,6 +150,29 @@ mod tests {
             table(&rows([["a\nb", "\u{1b}[31m"]]), Columns::Words),
             "a b   [31m\n"
         );
+    }
+
+    #[test]
+    fn a_misspelt_name_means_the_nearest_one() {
+        let near = |text| {
+            near(
+                text,
+                ["Service", "Pod", "EndpointSlice", "shop-2"].into_iter(),
+            )
+        };
+        for (text, meant) in [
+            ("service", "Service"),
+            ("Services", "Service"),
+            ("Sevrice", "Service"),
+            ("Pods", "Pod"),
+            ("EndpointSlcie", "EndpointSlice"),
+            ("shop-3", "shop-2"),
+        ] {
+            assert_eq!(near(text), Some(meant), "{text}");
+        }
+        for far in ["", "Job", "Node", "Endpoints", "Deployment", "é"] {
+            assert_eq!(near(far), None, "{far}");
+        }
     }
 
     #[test]

@@ -67,6 +67,7 @@ impl Scene {
             uid: None,
             claimed: true,
             external_name: false,
+            headless: false,
             ports: vec![port],
             ipv6_first: false,
             annotations: BTreeMap::from([("ebbtide.dev/join-check".into(), "off".into())]),

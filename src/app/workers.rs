@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::config::settings::Config;
+use crate::config::settings::{Config, Limits};
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::control::descriptors::Descriptors;
@@ -70,15 +70,23 @@ pub(super) fn start_workers(
     Ok((shared, workers))
 }
 
-/// Divides the descriptors. Warns where `limits.connections` cannot be had.
+/// Divides the descriptors. Warns where `limits.connections` cannot be had. A default that cannot is no
+/// fault of the configuration.
 pub(super) fn descriptors(config: &Config) -> anyhow::Result<Descriptors> {
     let limit = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
     let wanted = config.limits.connections.min(Semaphore::MAX_PERMITS);
     let parts = Descriptors::divide(limit, config.workers.get(), wanted)?;
     let listening = config.listeners.len() * config.workers.get();
-    if parts.connections(listening) < wanted {
+    let connections = parts.connections(listening);
+    if connections < wanted && wanted == Limits::default().connections {
+        tracing::info!(
+            limit = connections,
+            descriptors = limit,
+            "the descriptor limit allows fewer clients than the default of limits.connections"
+        );
+    } else if connections < wanted {
         tracing::warn!(
-            limit = parts.connections(listening),
+            limit = connections,
             descriptors = limit,
             "limits.connections is more than the descriptor limit allows"
         );

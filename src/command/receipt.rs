@@ -1,15 +1,17 @@
 //! `ebbtide receipt`: prints the last rollouts of a Service, as the proxy's receipts tell them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
+use anyhow::bail;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::admin::report::{Drains, Rollout};
+use crate::admin::report::{Drains, Rollout, Status};
 use crate::command::pages::Pages;
 use crate::contract::name::ObjectName;
-use crate::text::{Columns, one_line, seconds, table};
+use crate::text::{Columns, near, one_line, seconds, table};
 
 /// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -31,15 +33,48 @@ struct Receipts<'a> {
 /// admin address of one instance.
 ///
 /// # Errors
-/// A bad URL, no response, or a response that is not Ebbtide's.
+/// A bad URL, no response, or a response that is not Ebbtide's; the instance serves no such Service.
 pub fn receipt(url: &str, service: &ObjectName, form: Form) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let pages = runtime.block_on(Pages::find(url))?;
     let drains: Drains = runtime.block_on(pages.fetch("/api/v1/drains"))?;
+    let name = service.to_string();
+    if drains.rollouts.iter().all(|it| it.service != name) {
+        let status: Status = runtime.block_on(pages.fetch("/api/v1/status"))?;
+        let served = status.services.iter();
+        let served = served
+            .map(|it| format!("{}/{}", it.namespace, it.name))
+            .collect();
+        is_served(&name, &served)?;
+    }
     render(&drains.rollouts, service, form)
 }
+
+/// Refuses a Service that is none of those that are served.
+fn is_served(name: &str, served: &BTreeSet<String>) -> anyhow::Result<()> {
+    if served.contains(name) {
+        return Ok(());
+    }
+    let all = || served.iter().map(String::as_str);
+    let own = |it: &str| it.rsplit('/').next() == name.rsplit('/').next();
+    let meant = all().find(|it| own(it)).or_else(|| near(name, all()));
+    let some: Vec<&str> = all().take(NAMED).collect();
+    let hint = match (meant, served.len().saturating_sub(some.len())) {
+        (Some(meant), _) => format!("did you mean {meant}?"),
+        (None, _) if some.is_empty() => "it serves none".to_owned(),
+        (None, 0) => format!("it serves {}", some.join(", ")),
+        (None, more) => format!("it serves {} and {more} more", some.join(", ")),
+    };
+    bail!(
+        "this instance serves no Service {name}; {}",
+        one_line(&hint)
+    )
+}
+
+/// The Services that are named where none is meant.
+const NAMED: usize = 10;
 
 fn render(rollouts: &[Rollout], service: &ObjectName, form: Form) -> anyhow::Result<String> {
     let name = service.to_string();
@@ -122,6 +157,38 @@ mod tests {
         ");
         let none = render(&rollouts(), &ObjectName::new("web", "sho"), Form::Table).unwrap();
         assert!(none.starts_with("no rollout of web/sho yet"), "{none}");
+    }
+
+    #[test]
+    fn a_service_that_is_not_served_is_refused_and_one_that_is_near_is_named() {
+        let served = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();
+        let said = |name: &str, names: &[&str]| {
+            is_served(name, &served(names)).map_err(|error| error.to_string())
+        };
+        assert_eq!(said("web/shop", &["web/shop"]), Ok(()));
+        for (name, names, hint) in [
+            (
+                "web/shpo",
+                &["web/cart", "web/shop"][..],
+                "; did you mean web/shop?",
+            ),
+            ("shop/shop", &["web/shop"], "; did you mean web/shop?"),
+            (
+                "web/other",
+                &["web/cart", "web/shop"],
+                "; it serves web/cart, web/shop",
+            ),
+            ("web/shop", &[], "; it serves none"),
+        ] {
+            let error = said(name, names).unwrap_err();
+            assert!(
+                error.ends_with(&format!("no Service {name}{hint}")),
+                "{error}"
+            );
+        }
+        let many: Vec<String> = (0..13).map(|n| format!("web/a-long-name-{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(said("web/x", &many).unwrap_err().ends_with(" and 3 more"));
     }
 
     #[test]

@@ -79,7 +79,9 @@ impl raw::Services {
         }
         let port = self.port.unwrap_or(SHARED_PORT);
         if port == 0 || port == admin.port() {
-            let what = format!("{port} is 0 or the port of admin.address, expected another one");
+            let what = format!(
+                "{port} is 0 or the port of admin.address, expected another one from 1 to 65535"
+            );
             return Err(Fault::new("services.port", what));
         }
         let socket = self.socket.as_deref().unwrap_or(NET_SOCKET);

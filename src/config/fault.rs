@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config::expected::Lacks;
 use crate::config::places::{Aim, Places};
 use crate::text::one_line;
 
@@ -48,6 +49,7 @@ pub(super) struct Fault {
     /// Line and column, where the parser gives them, and which field at that place is meant.
     pub(super) at: Option<((u64, u64), Aim)>,
     pub(super) what: String,
+    pub(super) lacks: Lacks,
 }
 
 impl Fault {
@@ -56,6 +58,7 @@ impl Fault {
             path: path.into(),
             at: None,
             what: what.into(),
+            lacks: Lacks::Nothing,
         }
     }
 
@@ -74,8 +77,8 @@ impl Fault {
         Error {
             file: file.to_owned(),
             line,
+            what: one_line(&(self.what + &self.lacks.of(&path))),
             path: one_line(&path),
-            what: one_line(&self.what),
         }
     }
 }

@@ -29,7 +29,7 @@ impl raw::Gate {
         let port = self.port.unwrap_or(PORT);
         if port == 0 || taken.contains(&Some(port)) {
             let what = format!(
-                "{port} is 0, or the port of admin.address or services.port, expected another one"
+                "{port} is 0, or the port of admin.address or services.port, expected another one from 1 to 65535"
             );
             return Err(Fault::new("gate.port", what));
         }

@@ -10,8 +10,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_saphyr::{Error as Yaml, Location, MessageFormatter};
 
+use crate::config::expected::{Lacks, any_of};
 use crate::config::fault::Fault;
 use crate::config::places::Aim;
+use crate::config::value;
 
 /// Configuration of Ebbtide, a connection-draining proxy.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -130,7 +132,7 @@ pub(super) struct Services {
     #[schemars(extend("default" = "client", "enum" = ["client", "node"]))]
     pub source: Option<String>,
     /// The port on the node's addresses to which `ebbtide net` leads clients.
-    #[schemars(extend("default" = 15001))]
+    #[schemars(extend("default" = 15001), range(min = 1, max = 65535))]
     pub port: Option<u16>,
     /// The socket of `ebbtide net`. Relative to the configuration file's folder.
     #[schemars(extend("default" = "/run/ebbtide/net.sock"))]
@@ -157,10 +159,10 @@ pub(super) struct Ingress {
     #[schemars(extend("default" = ["0.0.0.0", "::"]), length(min = 1))]
     pub addresses: Option<Vec<String>>,
     /// The port without TLS. 0: any free port.
-    #[schemars(extend("default" = 80))]
+    #[schemars(extend("default" = 80), range(max = 65535))]
     pub http_port: Option<u16>,
     /// The port with TLS. 0: any free port.
-    #[schemars(extend("default" = 443))]
+    #[schemars(extend("default" = 443), range(max = 65535))]
     pub https_port: Option<u16>,
     /// The Secret, as `namespace/name`, with the certificate for clients that ask for no name or an unknown
     /// one. If absent: the certificate of the oldest Ingress.
@@ -202,7 +204,7 @@ pub(super) struct Gate {
     /// `services.nodeAddresses`.
     pub addresses: Option<Vec<String>>,
     /// The port of pods' `preStop` calls, and of other instances.
-    #[schemars(extend("default" = 9902))]
+    #[schemars(extend("default" = 9902), range(min = 1, max = 65535))]
     pub port: Option<u16>,
     /// The headless Service of all instances, as `namespace/name`. Needs `discovery.kubernetes`.
     pub service: Option<String>,
@@ -435,6 +437,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Fault> {
             path: String::new(),
             at: place.map(|place| (place, aim)),
             what,
+            lacks: lacks(error.without_snippet()),
         }
     })
 }
@@ -464,7 +467,11 @@ fn explain(error: &Yaml) -> (Aim, String) {
             variant, expected, ..
         } => (
             Aim::Inner,
-            format!("{variant:?} is not known, expected {}", any_of(expected)),
+            format!(
+                "{variant:?} is not known, expected {}{}",
+                any_of(expected),
+                value::protocol_hint(variant)
+            ),
         ),
         Yaml::DuplicateMappingKey { .. } => (Aim::Inner, "given twice, expected it once".into()),
         Yaml::NullIntoString { .. } => (Aim::Inner, "empty, expected a value".into()),
@@ -503,11 +510,13 @@ fn explain(error: &Yaml) -> (Aim, String) {
     }
 }
 
-fn any_of(names: &[&str]) -> String {
-    match names {
-        [] => "none".into(),
-        [only] => (*only).into(),
-        [head @ .., last] => format!("{} or {last}", head.join(", ")),
+/// What an explanation lacks until it is known which field is meant.
+fn lacks(error: &Yaml) -> Lacks {
+    match error {
+        Yaml::InvalidScalar { ty, .. } if ty.starts_with(['u', 'i']) => Lacks::Bounds,
+        Yaml::Unexpected { expected, .. } if *expected == "mapping start" => Lacks::Names,
+        Yaml::AliasError { error, .. } => lacks(error),
+        _ => Lacks::Nothing,
     }
 }
 

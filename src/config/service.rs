@@ -12,7 +12,7 @@ use crate::config::backend::{self, BACKEND_TLS};
 use crate::config::settings::Config;
 use crate::config::value;
 use crate::contract::backend::Backend;
-use crate::contract::policy::{NonIdempotent, Policy, Protocol, Transport};
+use crate::contract::policy::{NonIdempotent, Policy, Protocol, Traffic, Transport};
 
 const PROTOCOL: &str = "ebbtide.dev/protocol";
 const HOLD: &str = "ebbtide.dev/hold-timeout";
@@ -57,7 +57,8 @@ impl Protocol {
             let protocol = Self::parse(text);
             if protocol.is_none() {
                 warning = Some(format!(
-                    "{PROTOCOL}: {text:?} is not known, expected auto, http, h2c or tcp"
+                    "{PROTOCOL}: {text:?} is not known, expected auto, http, h2c or tcp{}",
+                    value::protocol_hint(text)
                 ));
             }
             protocol
@@ -152,7 +153,12 @@ impl Policy {
             }),
             attempts: read.value(ATTEMPTS, config.retry.attempts, |text| match text.parse() {
                 Ok(number) => value::whole(number, value::ATTEMPTS),
-                Err(_) => Err(format!("{text:?} is not a number, expected a whole number")),
+                Err(_) => {
+                    let (least, most) = (value::ATTEMPTS.start(), value::ATTEMPTS.end());
+                    Err(format!(
+                        "{text:?} is not a whole number, expected one from {least} to {most}"
+                    ))
+                }
             }),
             non_idempotent: read.value(NON_IDEMPOTENT, config.retry.non_idempotent, |text| {
                 match text {
@@ -184,6 +190,25 @@ impl Policy {
         annotations.contains_key(BACKEND_TLS) && backend::concerns(app_protocol)
     }
 }
+
+impl Config {
+    /// What of a Service's traffic policies is not in force, because this node has no name.
+    pub fn without_node(&self, traffic: &Traffic) -> Vec<String> {
+        let asked = [
+            (traffic.prefers_near, NO_HINTS),
+            (traffic.has_local(), NO_NODE),
+        ];
+        let asked = asked
+            .into_iter()
+            .filter(|(asks, _)| *asks && self.node.name.is_none());
+        asked.map(|(_, text)| text.to_owned()).collect()
+    }
+}
+
+const NO_HINTS: &str = "the Service asks for near endpoints, and the environment variable NODE_NAME does not name \
+                        this node; until it does, all endpoints are used";
+const NO_NODE: &str = "a traffic policy is Local, and the environment variable NODE_NAME does not name \
+                       this node; until it does, endpoints of all nodes are used";
 
 struct Reader<'a> {
     annotations: &'a BTreeMap<String, String>,

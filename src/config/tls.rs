@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::config::fault::Fault;
 use crate::config::{raw, value};
-use crate::contract::certificate::Certificate;
+use crate::contract::certificate::{Certificate, are_swapped};
 use crate::contract::name::ObjectName;
 use crate::contract::termination::Clients;
 
@@ -59,6 +59,13 @@ impl Pair {
     /// # Errors
     /// The files, and what is wrong.
     pub fn parse(&self, (chain, key): &(Vec<u8>, Vec<u8>)) -> Result<Arc<Certificate>, String> {
+        if are_swapped(chain, key) {
+            return Err(format!(
+                "{} holds the private key, and {} the certificate; expected them the other way round",
+                shown(&self.certificate),
+                shown(&self.key)
+            ));
+        }
         let read = Certificate::read(chain, key);
         let named = |what| {
             format!(

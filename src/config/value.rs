@@ -3,7 +3,7 @@
 //! Invariant: an error continues a field's path and says what was expected. The bounds that
 //! annotations share with the file are here once.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -84,11 +84,14 @@ pub fn size(text: &str, within: RangeInclusive<usize>) -> Result<usize, String> 
         "" | "B" => Some(1),
         "KiB" => Some(1 << 10),
         "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
         _ => None,
     };
     let (Ok(number), Some(unit)) = (digits.parse::<usize>(), unit) else {
         return Err(format!(
-            "{text:?} is not a size, expected one such as 16KiB, 1MiB or plain bytes"
+            "{text:?} is not a size, expected one from {} to {} such as 16KiB, or plain bytes",
+            bytes(*within.start()),
+            bytes(*within.end())
         ));
     };
     match number.checked_mul(unit) {
@@ -133,9 +136,40 @@ pub fn whole<T: TryFrom<u64>>(number: u64, within: RangeInclusive<u64>) -> Resul
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         format!(
-            "{text:?} is not an address, expected IP:PORT such as 127.0.0.1:8080 or '[::]:8080'"
+            "{text:?} is not an address, expected IP:PORT such as 127.0.0.1:8080 or '[::]:8080'{}",
+            address_hint(text)
         )
     })
+}
+
+/// What to write for a text that is nearly an address.
+fn address_hint(text: &str) -> String {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let is_number = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    match (host, port.parse::<u16>()) {
+        _ if text.parse::<IpAddr>().is_ok() => "; the port is missing".into(),
+        ("localhost", Ok(port)) => format!("; names are not looked up, write 127.0.0.1:{port}"),
+        ("" | "*", Ok(port)) => {
+            format!("; write 0.0.0.0:{port} for all IPv4 addresses of this host")
+        }
+        (host, Ok(_)) if subdomain(host) && host.parse::<IpAddr>().is_err() => {
+            "; names are not looked up, write the address".into()
+        }
+        (_, Err(_)) if is_number => "; a port is 65535 at most".into(),
+        _ => String::new(),
+    }
+}
+
+/// What to write for the name of a protocol that is known elsewhere. Follows an error.
+pub fn protocol_hint(text: &str) -> &'static str {
+    match text.to_ascii_lowercase().as_str() {
+        "https" | "tls" | "ssl" | "wss" => {
+            "; write http where the proxy ends TLS, and tcp where it passes TLS on"
+        }
+        "grpc" | "http2" | "http/2" | "h2" => "; write h2c, or http where the proxy ends TLS",
+        "ws" | "websocket" | "http1" | "http/1.1" => "; write http",
+        _ => "",
+    }
 }
 
 /// Reads `namespace/name` of a Service. Both are DNS labels
@@ -271,16 +305,50 @@ mod tests {
             "18446744073709551615KiB",
             "16KiBé",
             "é",
+            "17179869184GiB",
         ] {
             assert!(
                 size(bad, any.clone()).unwrap_err().contains(", expected"),
                 "{bad}"
             );
         }
-        assert_eq!(
-            size("2MiB", 1024..=1 << 20),
-            Err("\"2MiB\" is out of range, expected 1KiB to 1MiB".to_owned())
+        for text in ["2MiB", "2GiB"] {
+            assert_eq!(
+                size(text, 1024..=1 << 20),
+                Err(format!("{text:?} is out of range, expected 1KiB to 1MiB"))
+            );
+        }
+        assert!(
+            size("16kb", 1024..=1 << 20)
+                .unwrap_err()
+                .contains("from 1KiB to 1MiB")
         );
+    }
+
+    #[test]
+    fn what_is_nearly_an_address_or_a_protocol_gets_a_hint() {
+        for (text, hint) in [
+            ("localhost:8080", "write 127.0.0.1:8080"),
+            (":8080", "write 0.0.0.0:8080"),
+            ("*:8080", "write 0.0.0.0:8080"),
+            ("8080", "write 0.0.0.0:8080"),
+            ("web.example.com:80", "write the address"),
+            ("127.0.0.1", "the port is missing"),
+            ("::1", "the port is missing"),
+            ("127.0.0.1:80000", "65535 at most"),
+        ] {
+            let error = address(text).unwrap_err();
+            assert!(error.contains(hint), "{error}");
+        }
+        for text in ["", ":", "a b:80", "127.0.0.1:", "127.0.0.1:x"] {
+            let error = address(text).unwrap_err();
+            assert!(error.ends_with("'[::]:8080'"), "{error}");
+        }
+        assert_eq!(
+            protocol_hint("gRPC"),
+            "; write h2c, or http where the proxy ends TLS"
+        );
+        assert_eq!(protocol_hint("sctp"), "");
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Certificate {
     /// # Errors
     /// What is missing, wrong or does not fit, in a few words.
     pub fn read(chain: &[u8], key: &[u8]) -> Result<Self, String> {
+        if are_swapped(chain, key) {
+            let what = "the private key is in the place of the certificate, and the certificate in that of the \
+                        key; expected them the other way round";
+            return Err(what.to_owned());
+        }
         let chain = chain_of(chain)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| match error {
             _ if key.windows(9).any(|it| it == b"ENCRYPTED") => {
@@ -106,6 +111,13 @@ impl fmt::Debug for Certificate {
             .field("names", &self.names)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether the key is where the certificate belongs, and the other way round.
+pub fn are_swapped(chain: &[u8], key: &[u8]) -> bool {
+    let has = |pem: &[u8], what: &str| pem.windows(what.len()).any(|it| it == what.as_bytes());
+    let is_key = |pem| has(pem, "PRIVATE KEY-----") && !has(pem, "BEGIN CERTIFICATE-----");
+    is_key(chain) && has(key, "BEGIN CERTIFICATE-----") && !has(key, "PRIVATE KEY-----")
 }
 
 /// Reads certificates from PEM; at least one.
@@ -293,6 +305,11 @@ mod tests {
             ),
             (&key, &key, "no certificate found"),
             (&String::new(), &key, "no certificate found"),
+            (
+                &key,
+                &certificate,
+                "the private key is in the place of the certificate",
+            ),
         ] {
             assert_eq!(read(certificate, key).unwrap_err(), expected);
         }

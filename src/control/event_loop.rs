@@ -58,6 +58,8 @@ pub struct Control {
     pub table: RoutingTable,
     /// Bound and wanted listeners.
     pub listeners: Listeners,
+    /// The configuration with which the process started.
+    pub started: Arc<Config>,
     /// What listeners show to clients of TLS.
     pub certificates: Certificates,
     /// What routes lead to.

@@ -142,6 +142,7 @@ impl Prober {
             endpoint.is_draining() || !serves
         };
         let mut pauses = Pauses::new();
+        let (began, mut is_said) = (tokio::time::Instant::now(), false);
         loop {
             if unwanted() {
                 let _ = self.report.send(Probed::Join(endpoint.id, false));
@@ -149,8 +150,19 @@ impl Prober {
             }
             let is_first = pauses.is_first();
             if self.connects(&endpoint, &place, is_first, timeout).await {
+                if is_said {
+                    tracing::info!(endpoint = %endpoint.address, service = %place.service, "accepts connections now");
+                }
                 let _ = self.report.send(Probed::Join(endpoint.id, true));
                 return;
+            }
+            if !is_said && began.elapsed() >= SILENT {
+                tracing::info!(
+                    endpoint = %endpoint.address,
+                    service = %place.service,
+                    "has never accepted a connection; it gets no clients until it does"
+                );
+                is_said = true;
             }
             pauses.pause(&place.hold, unwanted).await;
         }
@@ -252,6 +264,8 @@ impl Pauses {
     }
 }
 
+/// How long a ready endpoint may accept nothing before the log says so, once.
+const SILENT: Duration = Duration::from_secs(2);
 /// The pause between two tries, at first.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.

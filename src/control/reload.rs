@@ -17,27 +17,37 @@ use crate::routing::classes::Classes;
 use crate::routing::routes::Routes;
 use crate::routing::world::objects::Touched;
 
+/// The fields that differ and that a reload does not change.
+fn fixed(old: &Config, new: &Config) -> impl Iterator<Item = &'static str> {
+    let connections = |it: &Config| it.limits.connections;
+    let fields = [
+        ("discovery", old.discovery != new.discovery),
+        (
+            "services",
+            (&old.addresses, &old.claim) != (&new.addresses, &new.claim),
+        ),
+        ("ingress", old.ingress != new.ingress),
+        ("gateway", old.gateway != new.gateway),
+        ("gate", old.gate != new.gate),
+        ("admin", old.admin != new.admin),
+        ("workers", old.workers != new.workers),
+        ("limits.connections", connections(old) != connections(new)),
+        ("accessLog", old.access_log != new.access_log),
+        ("metrics", old.per_service != new.per_service),
+    ];
+    fields
+        .into_iter()
+        .filter_map(|(field, differs)| differs.then_some(field))
+}
+
 impl Control {
-    /// Takes in a new configuration. Fields that need a restart are named in the log.
+    /// Takes in a new configuration. Fields that need a restart are named in the log, unless their new
+    /// value is the one in force.
     pub(super) fn reload(&mut self, config: Config) -> Chores {
         let config = Arc::new(config);
         let old = std::mem::replace(&mut self.config, config.clone());
-        let fixed = [
-            ("discovery", old.discovery != config.discovery),
-            ("services", old.addresses != config.addresses),
-            ("ingress", old.ingress != config.ingress),
-            ("gateway", old.gateway != config.gateway),
-            ("gate", old.gate != config.gate),
-            ("admin", old.admin != config.admin),
-            ("workers", old.workers != config.workers),
-            (
-                "limits.connections",
-                old.limits.connections != config.limits.connections,
-            ),
-            ("accessLog", old.access_log != config.access_log),
-            ("metrics", old.per_service != config.per_service),
-        ];
-        for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
+        let waiting: BTreeSet<&str> = fixed(&self.started, &config).collect();
+        for field in fixed(&old, &config).filter(|field| waiting.contains(field)) {
             tracing::warn!(field, "takes effect only at a restart");
         }
         for warning in config.warnings() {

@@ -27,7 +27,7 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 use crate::contract::name::ObjectName;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
-use crate::discovery::files::folder::{Folder, Table};
+use crate::discovery::files::folder::{File, Folder, Table};
 use crate::discovery::files::pending::Pending;
 use crate::discovery::files::watcher::Watcher;
 use crate::discovery::manifest::Reader;
@@ -36,8 +36,24 @@ use crate::discovery::secret::Found;
 use crate::discovery::secrets::MISSING;
 use crate::discovery::source::{Message, Problem};
 
-/// Reads the folder once, as [`watch`] does at its start. Returns its objects, its Secrets with certificates and its problems.
-pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Secrets, Vec<Problem>) {
+/// A folder as [`read_folder`] has read it.
+#[derive(Debug)]
+pub struct Contents {
+    /// The objects in force.
+    pub objects: Vec<Object>,
+    /// The Secrets with certificates.
+    pub secrets: Secrets,
+    /// What cannot be read.
+    pub problems: Vec<Problem>,
+    /// The manifests that are passed over, although they look like ones that are read: each with its
+    /// file and the cure.
+    pub passed_over: Vec<String>,
+    /// How many manifests have a pod template, such as Deployments. They are not read.
+    pub pod_templates: usize,
+}
+
+/// Reads the folder once, as [`watch`] does at its start.
+pub fn read_folder(path: &Path, reader: &Reader) -> Contents {
     let mut folder = Folder::new(path);
     match folder.list() {
         Ok(names) => {
@@ -54,20 +70,20 @@ pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Secrets, Vec<P
         Err(error) => folder.lost(&error),
     }
     folder.refresh();
-    let objects = folder
-        .table
-        .values()
-        .map(|object| Object::clone(object))
-        .collect();
-    (
-        objects,
-        folder.secrets,
-        folder
-            .problems
-            .into_iter()
-            .map(|(_, problem)| problem)
+    let objects = folder.table.values().map(|object| Object::clone(object));
+    let problems = folder.problems.into_iter().map(|(_, problem)| problem);
+    let passed_over = folder.passed_over.into_keys();
+    let documents = folder.files.values().filter_map(File::good);
+    let templates = documents.flat_map(|it| it.iter().map(|it| it.pod_templates));
+    Contents {
+        objects: objects.collect(),
+        secrets: folder.secrets,
+        problems: problems.collect(),
+        pod_templates: templates.sum(),
+        passed_over: passed_over
+            .map(|(file, why)| format!("{file}: {why}"))
             .collect(),
-    )
+    }
 }
 
 /// Sends the folder's objects, then [`Message::Synced`], then every change, until `out` is closed.
@@ -101,8 +117,24 @@ pub async fn watch(
                     return;
                 }
             }
-            _ = poll.tick(), if due.is_none() => folder.poll(watcher.sees(&folder.path), &mut pending),
+            _ = poll.tick(), if due.is_none() => {
+                folder.poll(watcher.sees(&folder.path), &mut pending);
+                say(&folder.newly_passed_over());
+            }
         }
+    }
+}
+
+fn say(passed_over: &[&(String, String)]) {
+    for (file, why) in passed_over.iter().take(SAID) {
+        tracing::warn!(file, why, "a manifest is passed over");
+    }
+    let more = passed_over.len().saturating_sub(SAID);
+    if more > 0 {
+        tracing::warn!(
+            more,
+            "more manifests are passed over; the command check names them all"
+        );
     }
 }
 
@@ -316,6 +348,9 @@ fn difference(before: &Table, after: &Table) -> Vec<Change> {
 /// The time from reading a file to believing it. The event of a write that was read by half arrives
 /// within this time.
 const VERIFY: Duration = Duration::from_millis(2);
+
+/// The manifests that are passed over and named at one poll. Many have one cause.
+const SAID: usize = 20;
 
 /// The time between two polls of the folder.
 const POLL: Duration = Duration::from_secs(2);

@@ -20,6 +20,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
         uid: None,
         claimed: false,
         external_name: false,
+        headless: false,
         ports: vec![ServicePortObject {
             name: None,
             port,

@@ -4,7 +4,7 @@
 //! Invariant: defaults and nil rules are applied here and nowhere else. A value that the API server
 //! would refuse is an error here too, with its line and field. Objects other than Service
 //! and Pod of `v1`, EndpointSlice of `discovery.k8s.io/v1` and Ingress of `networking.k8s.io/v1` are
-//! skipped, and fields that Ebbtide does not know are not read. Documents
+//! skipped (`passed_over.rs`), and fields that Ebbtide does not know are not read. Documents
 //! are parsed one by one, so that a caller can keep the objects of an unchanged one. How documents
 //! and lines are found is in `document.rs`.
 
@@ -33,7 +33,10 @@ use crate::discovery::object::{
     Deletion, Hint, Hints, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
     SliceObject,
 };
-use crate::discovery::service_spec::{addresses, is_claimed, is_external_name, traffic, unserved};
+use crate::discovery::passed_over::{PassedOver, version_of};
+use crate::discovery::service_spec::{
+    addresses, is_claimed, is_external_name, is_headless, traffic, unserved,
+};
 
 /// What a reader of objects must know beforehand.
 #[derive(Debug, Clone, Default)]
@@ -71,18 +74,23 @@ pub fn parse(
 ) -> Result<Vec<Object>, Error> {
     let mut objects = Vec::new();
     for document in documents(text, format)? {
-        objects.extend(parse_document(
-            document,
-            format,
-            listed_at,
-            &Reader::default(),
-        )?);
+        objects.extend(parse_document(document, format, listed_at, &Reader::default())?.objects);
     }
     Ok(objects)
 }
 
-/// Reads the objects of one document; none for a kind that is not used. For `listed_at` see
-/// [`pod`].
+/// What one document has.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// The objects; none for a kind that is not used.
+    pub objects: Vec<Object>,
+    /// The manifests without an object that were probably meant to have one.
+    pub(super) passed_over: Vec<PassedOver>,
+    /// The manifests without an object that have a pod template, such as Deployments.
+    pub(super) pod_templates: usize,
+}
+
+/// Reads the objects of one document. For `listed_at` see [`pod`].
 ///
 /// # Errors
 /// The first fault, with its line and field.
@@ -91,9 +99,9 @@ pub fn parse_document(
     format: Format,
     listed_at: Option<SystemTime>,
     reader: &Reader,
-) -> Result<Vec<Object>, Error> {
+) -> Result<Parsed, Error> {
     let Some(mut whole) = value(document, format)?.filter(|value| !value.is_null()) else {
-        return Ok(Vec::new());
+        return Ok(Parsed::default());
     };
     let Some(kind) = whole.get("kind").and_then(Value::as_str).map(str::to_owned) else {
         return Err(Error::new(
@@ -127,7 +135,7 @@ pub fn parse_document(
             fields: whole,
         }],
     };
-    let mut objects = Vec::new();
+    let mut parsed = Parsed::default();
     for manifest in manifests {
         let object = manifest.object(listed_at, reader).map_err(|invalid| {
             let field = format!("{}{}", manifest.place, invalid.field);
@@ -139,10 +147,13 @@ pub fn parse_document(
                 line = document.line,
                 "skipped a manifest of a kind that is not used"
             );
+            parsed.passed_over.extend(manifest.passed_over(reader));
+            let template = manifest.fields.pointer("/spec/template/spec");
+            parsed.pod_templates += usize::from(template.is_some());
         }
-        objects.extend(object);
+        parsed.objects.extend(object);
     }
-    Ok(objects)
+    Ok(parsed)
 }
 
 /// One manifest of a document.
@@ -163,17 +174,12 @@ impl Manifest {
         listed_at: Option<SystemTime>,
         reader: &Reader,
     ) -> Result<Option<Object>, Invalid> {
-        let wanted = match self.kind.as_str() {
-            "Service" | "Pod" => "v1",
-            "EndpointSlice" => "discovery.k8s.io/v1",
-            "Ingress" | "IngressClass" => "networking.k8s.io/v1",
-            kind => {
-                let version = self.version.as_ref().and_then(Value::as_str);
-                return match version.and_then(|version| GatewayKind::of(version, kind)) {
-                    Some(kind) => Ok(Some(self.gateway(kind)?)),
-                    None => Ok(None),
-                };
-            }
+        let Some(wanted) = version_of(&self.kind) else {
+            let version = self.version.as_ref().and_then(Value::as_str);
+            return match version.and_then(|version| GatewayKind::of(version, &self.kind)) {
+                Some(kind) => Ok(Some(self.gateway(kind)?)),
+                None => Ok(None),
+            };
         };
         match &self.version {
             Some(Value::String(version)) if version == wanted => {}
@@ -208,6 +214,12 @@ impl Manifest {
             }
         };
         Ok(Some(object))
+    }
+
+    fn passed_over(&self, reader: &Reader) -> Option<PassedOver> {
+        let version = self.version.as_ref().and_then(Value::as_str);
+        let served = (reader.ingress, reader.gateway);
+        PassedOver::of(version, &self.kind, &self.fields, served)
     }
 
     /// Reads an object of the Gateway API.
@@ -282,6 +294,7 @@ pub fn service(service: &Service, claim: &Claim) -> Result<ServiceObject, Invali
         uid: service.metadata.uid.clone(),
         claimed: is_claimed(service, claim),
         external_name: is_external_name(spec),
+        headless: is_headless(spec),
         ports,
         ipv6_first: first_family
             .unwrap_or_else(|| cluster_ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())),

@@ -2,7 +2,7 @@
 //!
 //! A source (`files`, `kubernetes`, `fixed`) turns what it reads into changes of the few kinds of
 //! objects in `object`, and sends them as messages (`source`). `manifest` reads the objects, and
-//! `document` finds them in a text. Nothing here merges objects or knows of routing; that is
+//! `document` finds them in a text, and `passed_over` names those that were meant to be read. Nothing here merges objects or knows of routing; that is
 //! `routing/world`.
 
 mod absent;
@@ -19,6 +19,7 @@ pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
+mod passed_over;
 pub mod published;
 mod restored;
 pub mod route_spec;

@@ -144,6 +144,9 @@ pub struct ServiceObject {
     pub claimed: bool,
     /// Whether the type is ExternalName. Such a Service is refused.
     pub external_name: bool,
+    /// Whether it is headless (`clusterIP: None`): its clients connect to its pods themselves.
+    #[serde(default)]
+    pub headless: bool,
     /// The TCP and UDP ports. The other ports are in `unserved`.
     pub ports: Vec<ServicePortObject>,
     /// Whether IPv6 comes first: by the first of `spec.ipFamilies`, else by the family of

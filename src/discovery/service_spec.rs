@@ -20,9 +20,7 @@ pub fn is_claimed(service: &Service, claim: &Claim) -> bool {
     match of_proxies("service-proxy-name") {
         Some(name) => *name == claim.proxy_name,
         None => {
-            let is_served = |spec: &ServiceSpec| {
-                spec.cluster_ip.as_deref() != Some("None") && !is_external_name(spec)
-            };
+            let is_served = |spec: &ServiceSpec| !is_headless(spec) && !is_external_name(spec);
             claim.all && service.spec.as_ref().is_some_and(is_served)
         }
     }
@@ -31,6 +29,12 @@ pub fn is_claimed(service: &Service, claim: &Claim) -> bool {
 /// Whether a name stands for the Service, and no endpoint.
 pub(super) fn is_external_name(spec: &ServiceSpec) -> bool {
     spec.type_.as_deref() == Some("ExternalName")
+}
+
+/// Whether the Service has no address of its own: its name leads to its pods
+/// (<https://kubernetes.io/docs/concepts/services-networking/service/#headless-services>).
+pub(super) fn is_headless(spec: &ServiceSpec) -> bool {
+    spec.cluster_ip.as_deref() == Some("None")
 }
 
 /// Which endpoints the clients of a Service may reach.

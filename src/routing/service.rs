@@ -152,11 +152,8 @@ impl ServiceEntry {
         let (policy, found) = Policy::for_service(config, &object.annotations);
         warnings.extend(found);
         let mut traffic = object.traffic.clone();
-        if config.node.name.is_none() && traffic.prefers_near {
-            warnings.push(NO_HINTS.to_owned());
-        }
-        if config.node.name.is_none() && traffic.has_local() {
-            warnings.push(NO_NODE.to_owned());
+        warnings.extend(config.without_node(&traffic));
+        if config.node.name.is_none() {
             (traffic.external_local, traffic.internal_local) = (false, false);
         }
         let mut ports = BTreeMap::new();
@@ -249,8 +246,3 @@ impl ServiceEntry {
         self.warnings = warnings;
     }
 }
-
-const NO_HINTS: &str = "the Service asks for near endpoints, and the environment variable NODE_NAME does not name \
-                        this node; until it does, all endpoints are used";
-const NO_NODE: &str = "a traffic policy is Local, and the environment variable NODE_NAME does not name \
-                       this node; until it does, endpoints of all nodes are used";

@@ -650,8 +650,10 @@ fn reading_once_gives_the_same_objects_and_problems() {
         "apiVersion: v1\nkind: Service\nspec: 5\n",
     )
     .unwrap();
-    let (objects, _, problems) = read_folder(temp.path(), &Reader::default());
-    let names: Vec<_> = objects
+    let contents = read_folder(temp.path(), &Reader::default());
+    let problems = contents.problems;
+    let names: Vec<_> = contents
+        .objects
         .iter()
         .map(|object| format!("{} {}", object.kind(), object.name()))
         .collect();
@@ -661,6 +663,7 @@ fn reading_once_gives_the_same_objects_and_problems() {
         problems[0].error.starts_with("line 3, spec: "),
         "{problems:?}"
     );
-    let (objects, _, problems) = read_folder(&temp.path().join("missing"), &Reader::default());
-    assert!(objects.is_empty() && problems[0].error.starts_with("the folder cannot be read"));
+    let missing = read_folder(&temp.path().join("missing"), &Reader::default());
+    let error = &missing.problems[0].error;
+    assert!(missing.objects.is_empty() && error.starts_with("the folder cannot be read"));
 }

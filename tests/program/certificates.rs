@@ -67,6 +67,22 @@ fn what_is_missing_or_broken_is_a_problem_and_what_clients_refuse_a_warning() {
     ] {
         assert!(page.contains(expected), "{expected}\n{out}{err}");
     }
+    let swapped = config.replace(
+        "certificate: a.crt, key: a.key",
+        "certificate: a.key, key: a.crt",
+    );
+    std::fs::write(folder.path().join("ebbtide.yaml"), swapped).unwrap();
+    let refused = Command::new(BINARY)
+        .args(["check", "--config"])
+        .arg(folder.path().join("ebbtide.yaml"))
+        .output()
+        .unwrap();
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains("a.key\" holds the private key, and ")
+            && said.contains("a.crt\" the certificate;"),
+        "{said}"
+    );
     assert!(
         !out.contains("web/good") && !err.contains("web/good"),
         "{out}{err}"

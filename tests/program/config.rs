@@ -573,6 +573,11 @@ fn help_and_version() {
         assert!(ebbtide(&[command, "--help"]).status.success(), "{command}");
     }
     assert!(!text(&help.stdout).contains("sample-app"));
+    assert!(text(&help.stdout).contains("Completions for bash"));
+    for command in ["run", "proxy"] {
+        let help = ebbtide(&[command, "--help"]);
+        assert!(text(&help.stdout).contains("EBBTIDE_LOG"), "{command}");
+    }
 }
 
 /// A reader that closes the pipe is no failure.
@@ -686,6 +691,76 @@ fn check_names_the_ports_of_slices_that_do_not_fit_the_service() {
         let warnings = check_warns(config, &named_ports(service, slice));
         assert_eq!(warnings, Vec::<String>::new());
     }
+}
+
+/// What nothing reads is named with its file, its object and the cure.
+#[test]
+fn check_names_manifests_that_are_passed_over() {
+    let config = "listeners: [{name: web, address: 127.0.0.1:8080, service: web/app, port: 80}]\n";
+    let good = named_ports("", "{port: 80}");
+    let passed_over = |manifests: &str| {
+        let mut warnings = check_warns(config, manifests);
+        warnings.retain(|it| it.contains("app.yaml: "));
+        warnings
+    };
+    assert_eq!(passed_over(&good), [""; 0]);
+    for (from, to, expected) in [
+        (
+            "io/v1",
+            "io/v1beta1",
+            "EndpointSlice web/app-1: apiVersion discovery.k8s.io/v1beta1 is not read; write it as discovery.k8s.io/v1",
+        ),
+        (
+            "discovery.k8s.io/v1",
+            "v1",
+            "EndpointSlice web/app-1: apiVersion v1 is not read; write it as discovery.k8s.io/v1",
+        ),
+        (
+            "EndpointSlice",
+            "EndpointSlces",
+            "EndpointSlces web/app-1: there is no kind EndpointSlces, did you mean EndpointSlice?",
+        ),
+        (
+            "kubernetes.io/service-name",
+            "service-name",
+            "EndpointSlice web/app-1: no Service gets its endpoints; give it the label kubernetes.io/service-name with the name of its Service",
+        ),
+        (
+            "name: app, namespace: web}",
+            "name: app2, namespace: web}",
+            "EndpointSlice web/app-1: no manifest has the Service web/app that its label kubernetes.io/service-name names; did you mean app2?",
+        ),
+    ] {
+        let found = passed_over(&good.replace(from, to));
+        assert!(
+            matches!(&found[..], [it] if it.ends_with(expected)),
+            "{from}: {found:?}"
+        );
+    }
+}
+
+/// A folder may have a whole application in it.
+#[test]
+fn check_says_that_it_reads_no_pod_templates() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, "discovery: {files: {path: manifests}}").unwrap();
+    let shown = |manifests: &str| {
+        std::fs::write(folder.path().join("manifests/app.yaml"), manifests).unwrap();
+        let output = ebbtide(&["check", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    let service = named_ports("", "{port: 80}");
+    assert!(!shown(&service).contains("pod templates"));
+    let deployment = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: app}\n\
+                      spec: {template: {spec: {containers: []}}}\n";
+    let shown = shown(&(service + deployment));
+    assert!(
+        shown.contains("not read   pod templates, here in 1 of the manifests"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -85,19 +85,36 @@ fn a_plugin_asks_a_pod_of_the_cluster() {
     let folder = tempfile::tempdir().unwrap();
     let proxied = "/api/v1/namespaces/ebbtide-system/pods/ebbtide-b:9901/proxy/api/v1/drains";
     let drains = json!({"running": [], "finished": [], "rollouts": [], "gate": []});
-    let (server, asked) = api_server(vec![("/api/v1/pods?", pods()), (proxied, drains)]);
+    let status = json!({"version": "", "uptimeSeconds": 1, "listeners": [],
+        "discovery": {"source": "kubernetes", "synced": true, "ageSeconds": 0},
+        "services": [{"namespace": "web", "name": "shop", "port": 80, "endpoints": []}]});
+    let (server, asked) = api_server(vec![
+        ("/api/v1/pods?", pods()),
+        (proxied, drains),
+        (
+            "/api/v1/namespaces/ebbtide-system/pods/ebbtide-b:9901/proxy/api/v1/status",
+            status,
+        ),
+    ]);
     let output = plugin(folder.path(), &server, &RECEIPT);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json, json!({"service": "web/shop", "rollouts": []}));
     let asked = asked.lock().unwrap().clone();
-    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert_eq!(asked.len(), 3, "{asked:?}");
     assert!(
         asked[0].contains("labelSelector=app.kubernetes.io%2Fname%3Debbtide"),
         "{asked:?}"
     );
     assert_eq!(asked[1], proxied);
+    let unknown = plugin(folder.path(), &server, &["receipt", "web/shpo"]);
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert_eq!(unknown.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("no Service web/shpo; did you mean web/shop?"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -419,6 +419,32 @@ async fn the_token_of_the_api_server_is_not_written_at_any_level() {
     assert!(!log.contains(SECRET), "{log}");
 }
 
+/// A manifest that nothing reads is named once, however often its file is read again.
+#[tokio::test]
+async fn a_manifest_that_is_passed_over_is_named_once() {
+    let process = Process::start("http", &[], "").await;
+    let write = |file: &str, note: u32| {
+        let typo = serde_json::json!({
+            "apiVersion": "v1", "kind": "Sevice",
+            "metadata": {"name": file, "namespace": "web", "annotations": {"note": note.to_string()}},
+        });
+        process.folder.write(&format!("{file}.json"), &typo);
+    };
+    let named = |file: &str| {
+        let mut lines = process.logged("a manifest is passed over");
+        lines.retain(|it| it["file"].as_str().is_some_and(|it| it.ends_with(file)));
+        lines
+    };
+    write("one", 1);
+    eventually("the first", async || !named("one.json").is_empty()).await;
+    let why = "Sevice web/one: there is no kind Sevice, did you mean Service?";
+    assert_eq!(named("one.json")[0]["why"], why);
+    write("one", 2);
+    write("two", 1);
+    eventually("the second", async || !named("two.json").is_empty()).await;
+    assert_eq!(named("one.json").len(), 1);
+}
+
 /// `#![forbid(unsafe_code)]` allows no exception, so Cargo.toml denies `unsafe_code`. This test
 /// lists the places of the exceptions.
 #[test]

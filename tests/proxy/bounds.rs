@@ -214,6 +214,27 @@ async fn ports_without_a_descriptor_are_named_and_cost_the_others_nothing() {
     );
 }
 
+/// A default that cannot be had is no fault of the configuration.
+#[tokio::test]
+async fn a_limit_that_descriptors_do_not_allow_is_a_warning_only_if_it_was_asked_for() {
+    let app = app().await;
+    let (quiet, loud) = (
+        "the descriptor limit allows fewer clients",
+        "limits.connections is more than the descriptor limit allows",
+    );
+    for (more, said, unsaid) in [
+        ("", quiet, loud),
+        ("limits: {connections: 900}", loud, quiet),
+    ] {
+        let folder = Folder::new();
+        let program = limited(BINARY.as_ref(), 200, folder.path());
+        let endpoints = [Ep::new("app", app.address)];
+        let process = Process::run_as(&program, &endpoints, "http", more).await;
+        assert_eq!(process.lines(said).await.len(), 1);
+        assert_eq!(process.logged(unsaid).len(), 0, "{more}");
+    }
+}
+
 #[tokio::test]
 async fn with_too_few_descriptors_it_refuses_to_start_and_says_how_many_it_needs() {
     let folder = Folder::new();

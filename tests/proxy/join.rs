@@ -13,7 +13,7 @@ use ebbtide::command::demo::proxy::{self, Proxy};
 use ebbtide::contract::endpoint::EndpointId;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use crate::proxy::tcp::{Station, known, passes, through, to_end};
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
 use crate::support::manifests::{endpoint, slice};
+use crate::support::process::Process;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
@@ -235,6 +236,25 @@ async fn an_endpoint_that_never_listens_costs_no_request_anything() {
     assert_eq!(rig.metric("ebbtide_retries_total", ""), 0.0);
     assert_eq!(rig.metric("ebbtide_held_total", ""), 0.0);
     assert_eq!(known(&rig, gone).unwrap().leases(), 0);
+}
+
+/// An endpoint that is ready and accepts nothing is named once, and once more when it accepts.
+#[tokio::test]
+async fn an_endpoint_that_has_never_accepted_is_named() {
+    let (app, _) = answering("app").await;
+    let process = Process::start("http", &[Ep::new("a", app.address)], "").await;
+    // Until it listens, its port refuses.
+    let late = TcpSocket::new_v4().unwrap();
+    late.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = late.local_addr().unwrap();
+    let both = [Ep::new("a", app.address), Ep::new("b", address)];
+    process.folder.endpoints(&both);
+    let never = process.lines("has never accepted a connection").await;
+    assert_eq!(never[0]["endpoint"], address.to_string());
+    let _listens = late.listen(16).unwrap();
+    let now = process.lines("accepts connections now").await;
+    assert_eq!(now[0]["endpoint"], address.to_string());
+    assert_eq!(process.logged("has never accepted a connection").len(), 1);
 }
 
 #[tokio::test]

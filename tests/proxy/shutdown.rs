@@ -710,6 +710,36 @@ async fn sighup_changes_timeouts_for_new_connections() {
     assert!(get(&mut old, "/").await.unwrap().keep_alive);
 }
 
+/// A field that needs a restart is named when it changes, and not when its change is taken back.
+#[tokio::test]
+async fn sighup_names_a_field_that_needs_a_restart_once() {
+    let app = App::start().await;
+    let text = |workers: u32, more: &str| {
+        two(&["web"], "{}").replace("workers: 2", &format!("workers: {workers}\n{more}"))
+    };
+    let process = Process::run(&[app.ep()], &text(2, ""), &["web"]).await;
+    let changes = [
+        (3, ""),
+        (3, "accessLog: json"),
+        (2, "accessLog: json"),
+        (2, ""),
+        (4, ""),
+    ];
+    for (count, (workers, more)) in changes.into_iter().enumerate() {
+        reload(&process, &text(workers, more)).await;
+        eventually("the reload", async || {
+            process.logged("the new configuration is in force").len() > count
+        })
+        .await;
+    }
+    let lines = process.logged("takes effect only at a restart");
+    let fields: Vec<_> = lines
+        .iter()
+        .map(|line| line["field"].as_str().unwrap())
+        .collect();
+    assert_eq!(fields, ["workers", "accessLog", "workers"]);
+}
+
 /// As on a node whose DaemonSet pod is replaced with `maxSurge`: both processes have the same
 /// addresses.
 #[tokio::test]

@@ -74,6 +74,7 @@ pub fn service(name: &str) -> ServiceObject {
         uid: None,
         claimed: true,
         external_name: false,
+        headless: false,
         ports: vec![port(80)],
         ipv6_first: false,
         annotations: BTreeMap::from([(

@@ -42,18 +42,24 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     }
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
-            let (objects, secrets, problems) = files::read_folder(path, &Reader::of(&config));
-            let heading = format!("manifests  {}\n", path.display());
-            (
-                Seen {
+            let contents = files::read_folder(path, &Reader::of(&config));
+            let mut heading = format!("manifests  {}\n", path.display());
+            if contents.pod_templates > 0 {
+                let _ = writeln!(
                     heading,
-                    objects,
-                    secrets,
-                    problems,
-                    warnings: Vec::new(),
-                },
-                World::default(),
-            )
+                    "not read   pod templates, here in {} of the manifests: their preStop hooks, grace periods \
+                     and probes",
+                    contents.pod_templates
+                );
+            }
+            let seen = Seen {
+                heading,
+                objects: contents.objects,
+                secrets: contents.secrets,
+                problems: contents.problems,
+                warnings: contents.passed_over,
+            };
+            (seen, World::default())
         }
         Discovery::Kubernetes(wanted) => (
             cluster::read(&config, wanted, claim)?,
@@ -157,11 +163,18 @@ fn describe<'a>(
     }
     text.push('\n');
     text += &table(&served::endpoint_rows(&served), Columns::Words);
-    let rest = services.len() - served.len();
-    if rest > 0 {
+    let names: BTreeSet<&ObjectName> = served.iter().map(|it| &it.object.name).collect();
+    let rest = services.keys().filter(|name| !names.contains(name));
+    let rest: Vec<String> = rest.map(ToString::to_string).collect();
+    if !rest.is_empty() {
+        let more = match rest.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
         let _ = writeln!(
             text,
-            "\nnot served, neither claimed nor named by a listener or a route: {rest} more"
+            "\nnot served, neither claimed nor named by a listener or a route: {}{more}",
+            one_line(&rest[..rest.len().min(NAMED)].join(", "))
         );
     }
     if !warnings.is_empty() {
@@ -172,6 +185,9 @@ fn describe<'a>(
     }
     text
 }
+
+/// The Services that are not served and named. A cluster may have thousands.
+const NAMED: usize = 5;
 
 #[cfg(test)]
 mod tests {
@@ -218,6 +234,7 @@ mod tests {
             uid: None,
             claimed,
             external_name: false,
+            headless: false,
             ports: ports.iter().map(|port| port.port.clone()).collect(),
             ipv6_first: false,
             annotations: BTreeMap::new(),
@@ -314,8 +331,28 @@ mod tests {
         web/nginx  http (80)  http      127.0.0.2:8081  nginx-1  terminating, serving
         web/nginx  http (80)  http      127.0.0.3:8081  nginx-1  not ready
 
-        not served, neither claimed nor named by a listener or a route: 1 more
+        not served, neither claimed nor named by a listener or a route: web/other
         ");
+    }
+
+    #[test]
+    fn a_service_of_another_name_or_namespace_is_shown() {
+        let mut config = config();
+        config.listeners = vec![
+            listener("a", "127.0.0.1:1", "shpo-1", PortRef::Number(80)),
+            listener("b", "127.0.0.1:2", "cart", PortRef::Number(80)),
+        ];
+        let mut cart = service("cart", false, Vec::new());
+        cart.object.name.namespace = "default".into();
+        let shops = (1..8).map(|n| service(&format!("shop-{n}"), false, Vec::new()));
+        let text = described(&config, shops.chain([cart]).collect());
+        for expected in [
+            "web/shpo-1, did you mean web/shop-1?\n",
+            "web/cart, the one of this name is in namespace default; correct the listener",
+            "a route: default/cart, web/shop-1, web/shop-2, web/shop-3, web/shop-4 and 3 more\n",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
     }
 
     #[test]
@@ -345,7 +382,10 @@ mod tests {
         let mut elsewhere = service("elsewhere", true, Vec::new());
         elsewhere.object.external_name = true;
         config.node_port_addresses = vec!["127.0.0.1".parse().unwrap()];
-        let text = described(&config, vec![nginx, unlistened, elsewhere]);
+        let mut headless = service("headless", true, Vec::new());
+        headless.object.headless = true;
+        headless.object.traffic.external_local = true;
+        let text = described(&config, vec![nginx, unlistened, elsewhere, headless]);
         let warnings: Vec<&str> = text
             .lines()
             .filter(|line| line.starts_with("warning: "))
@@ -356,6 +396,8 @@ mod tests {
         warning: listener admin of web/nginx: 127.0.0.1:9901 is taken by the admin pages, so this listener would not be bound
         warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken, so this listener would not be bound
         warning: web/elsewhere: type ExternalName is refused, it has no endpoints
+        warning: web/headless: claimed, but headless (clusterIP: None): its clients connect to its pods themselves, past Ebbtide; remove the label, and claim a second Service with the same selector and a cluster IP, or add a listener
+        warning: web/headless: a traffic policy is Local, and the environment variable NODE_NAME does not name this node; until it does, endpoints of all nodes are used
         warning: web/nginx: spec.ports[1].protocol: SCTP is not served, and the claim keeps kube-proxy from serving it; if it is in use, claim a second Service with the same selector instead
         warning: web/nginx: slice a: FQDN addresses are refused
         warning: web/nginx: ebbtide.dev/hold-timeout: "soon" is not a duration, expected one from 0s to 10m such as 250ms, 10s or 5m

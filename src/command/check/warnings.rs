@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 
 use crate::command::check::served::{Bound, Services, is_ready, port_name, port_of};
 use crate::config::settings::{Config, Discovery};
+use crate::contract::name::ObjectName;
 use crate::contract::policy::{Policy, Protocol, Transport};
 use crate::routing::world::merged::{MergedPort, MergedService};
+use crate::text::near;
 
 /// Listeners whose Service or port does not exist.
 pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> {
@@ -26,7 +28,8 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
                     } else {
                         "no manifest has the"
                     };
-                    warnings.push(format!("listener {name}: {source} Service {wanted}"));
+                    let meant = meant(wanted, services).unwrap_or_default();
+                    warnings.push(format!("listener {name}: {source} Service {wanted}{meant}"));
                 }
                 Some(service) if port_of(service, port, transport).is_none() => {
                     let ports: Vec<String> = service.ports.iter().map(port_name).collect();
@@ -44,6 +47,22 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
         }
     }
     warnings
+}
+
+/// The Service that a name most likely means.
+fn meant(wanted: &ObjectName, services: &Services) -> Option<String> {
+    if let Some(same) = services.keys().find(|it| it.name == wanted.name) {
+        let place = &same.namespace;
+        return Some(format!(
+            ", the one of this name is in namespace {place}; correct the listener or metadata.namespace \
+             (without it, a manifest is in default)"
+        ));
+    }
+    let here = services
+        .keys()
+        .filter(|it| it.namespace == wanted.namespace);
+    let meant = near(&wanted.name, here.map(|it| it.name.as_str()))?;
+    Some(format!(", did you mean {}/{meant}?", wanted.namespace))
 }
 
 /// Listeners whose address another listener or the admin pages have already; or no listener. `--migrate`
@@ -98,7 +117,13 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
     let mut warnings = Vec::new();
     if object.claimed {
         warnings.extend(object.lost(config).map(|lost| format!("{name}: {lost}")));
-        if !listened {
+        if object.headless {
+            warnings.push(format!(
+                "{name}: claimed, but headless (clusterIP: None): its clients connect to its pods themselves, \
+                 past Ebbtide; remove the label, and claim a second Service with the same selector and a \
+                 cluster IP, or add a listener"
+            ));
+        } else if !listened {
             let cure = if config.node_port_addresses.is_empty() {
                 "nodePorts"
             } else {
@@ -108,6 +133,11 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
                 "{name}: claimed, but no listener serves it; add a listener, or {cure}"
             ));
         }
+    }
+    // The environment of the node is here only with files.
+    if !matches!(config.discovery, Discovery::Kubernetes(_)) {
+        let unheeded = config.without_node(&object.traffic).into_iter();
+        warnings.extend(unheeded.map(|it| format!("{name}: {it}")));
     }
     warnings.extend(merging.iter().map(|warning| format!("{name}: {warning}")));
     let annotations = &object.annotations;

@@ -65,6 +65,14 @@ pub(crate) fn table(rows: &[&Row]) -> String {
     lines.join("\n")
 }
 
+/// What the table lacks to be read rightly: nothing of a release build.
+pub(crate) fn build(is_debug: bool) -> &'static str {
+    match is_debug {
+        true => "\n     (a debug build: slower than a release, `cargo build --release`)",
+        false => "",
+    }
+}
+
 /// The result of the second phase in words, and what the first phase cost the clients.
 pub(crate) fn verdict(before: Option<&Row>, second: &Row) -> String {
     let name = second.name;
@@ -160,6 +168,7 @@ mod tests {
             verdict(Some(&late), &ebbtide).ends_with("1 request failed and 23 connections broke.")
         );
 
+        assert!(build(true).contains("debug build") && build(false).is_empty());
         assert_eq!(
             verdict(None, &ebbtide),
             "Ebbtide answered every request on the 8 connections first opened."

@@ -30,7 +30,7 @@ pub(super) async fn draw(
         let over = progress.changed().await.is_err();
         let now = progress.borrow_and_update().clone();
         let text = status_line(plan, &now, update.get());
-        if bar.is_hidden() && (over || now.elapsed >= line_at) {
+        if bar.is_hidden() && (over || is_due(plan, now.elapsed, line_at)) {
             line_at = now.elapsed + LINES;
             // Standard error may be closed. That is no reason to end before the phase is over.
             let _ = writeln!(std::io::stderr(), "     {text}");
@@ -42,6 +42,11 @@ pub(super) async fn draw(
             return Ok(());
         }
     }
+}
+
+/// Whether a line is due while the load runs. The last one comes at its end.
+fn is_due(plan: &Plan, elapsed: Duration, line_at: Duration) -> bool {
+    elapsed >= line_at && (plan.endless || elapsed < plan.load)
 }
 
 fn status_line(plan: &Plan, now: &Snapshot, update: usize) -> String {
@@ -60,3 +65,22 @@ fn status_line(plan: &Plan, now: &Snapshot, update: usize) -> String {
 
 /// The time between two lines where there is no terminal.
 const LINES: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_of_a_load_is_not_due_twice() {
+        let second = Duration::from_secs(1);
+        let plan = Plan::new(20 * second);
+        assert!(is_due(&plan, 15 * second, 15 * second));
+        assert!(!is_due(&plan, 14 * second, 15 * second));
+        assert!(
+            !is_due(&plan, 20 * second, 20 * second),
+            "its end is a line"
+        );
+        let endless = Plan::new(20 * second).or_endless(true);
+        assert!(is_due(&endless, 25 * second, 25 * second));
+    }
+}

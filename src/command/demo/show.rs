@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::command::demo::comparison::{Row, table, verdict};
+use crate::command::demo::comparison::{Row, build, table, verdict};
 use crate::command::demo::fleet::{Fleet, Options};
 use crate::command::demo::late::Late;
 use crate::command::demo::load::{CLIENTS, Report};
@@ -137,8 +137,9 @@ pub async fn show(settings: &Settings) -> anyhow::Result<Option<(Row, Row)>> {
     let second = second?;
 
     println!(
-        "\n{}\n\n{}",
+        "\n{}{}\n\n{}",
         table(&[&late, &second]),
+        build(cfg!(debug_assertions)),
         verdict(Some(&late), &second)
     );
     Ok(Some((late, second)))

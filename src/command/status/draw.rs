@@ -64,6 +64,7 @@ fn head(page: &Page) -> Vec<Line<'static>> {
         return lines;
     };
     let text = words::head(&one_line(&page.place), &picture.status);
+    let text = text + &words::holds(&picture.drains);
     let style = if page.away.is_some() {
         Style::new().dim()
     } else {

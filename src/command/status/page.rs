@@ -5,13 +5,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::admin::history::{History, Latest, Traffic};
-use crate::admin::report::{Drain, Drains, Service, Status};
+use crate::admin::report::{Drain, Drains, EndpointStatus, Service, Status};
 use crate::admin::state::State;
 
 /// How many Services' histories are asked for at the same time, however high the terminal is.
@@ -38,7 +39,7 @@ pub(super) struct Row {
     pub(super) name: String,
     /// What the last second brought.
     pub(super) latest: Option<Latest>,
-    /// Endpoints that may get requests now.
+    /// Endpoints that may get requests now, on every port. A pod behind two ports is one.
     pub(super) usable: usize,
     pub(super) endpoints: usize,
     /// Its running drains.
@@ -324,12 +325,17 @@ impl Scroll {
 /// left.
 fn rows(picture: &Picture) -> Vec<Row> {
     let mut rows = BTreeMap::new();
-    for service in &picture.status.services {
-        let name = format!("{}/{}", service.namespace, service.name);
+    let ports = &picture.status.services;
+    // The ports of a Service stand together.
+    for ports in ports.chunk_by(|a, b| (&a.namespace, &a.name) == (&b.namespace, &b.name)) {
+        let name = format!("{}/{}", ports[0].namespace, ports[0].name);
+        let mut all = HashMap::new();
+        for endpoint in ports.iter().flat_map(|it| &it.endpoints) {
+            *all.entry(place(endpoint)).or_insert(true) &= is_usable(endpoint.state);
+        }
         let row = row(&mut rows, &name);
-        let usable = service.endpoints.iter().filter(|it| is_usable(it.state));
-        row.usable += usable.count();
-        row.endpoints += service.endpoints.len();
+        row.usable += all.values().filter(|it| **it).count();
+        row.endpoints += all.len();
     }
     for latest in picture.traffic.iter().flat_map(|it| &it.services) {
         row(&mut rows, &latest.service).latest = Some(latest.clone());
@@ -345,6 +351,18 @@ fn row<'a>(rows: &'a mut BTreeMap<String, Row>, name: &str) -> &'a mut Row {
         name: name.clone(),
         ..Row::default()
     })
+}
+
+/// The pod of an endpoint, whatever its port is; without a pod, the address. A new pod of an old name
+/// has another IP address.
+fn place(endpoint: &EndpointStatus) -> (Option<&str>, IpAddr, u16) {
+    let (pod, ip) = (endpoint.pod.as_deref(), endpoint.address.ip());
+    let port = if pod.is_some() {
+        0
+    } else {
+        endpoint.address.port()
+    };
+    (pod, ip, port)
 }
 
 fn is_usable(state: State) -> bool {

@@ -52,9 +52,16 @@ pub(in crate::command) fn run(runtime: Runtime, pages: Pages) -> anyhow::Result<
     std::thread::Builder::new()
         .name("asks".into())
         .spawn(move || runtime.block_on(ask(&pages, &asks, &send)))?;
+    in_terminal(|terminal| show(terminal, page, &receive, &wanted))
+}
+
+/// Gives `show` the terminal, and the terminal its former modes. A panic gives them back, too.
+fn in_terminal(
+    show: impl FnOnce(&mut DefaultTerminal) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let ended = ratatui::try_init()
         .context("the terminal cannot be set")
-        .and_then(|mut terminal| show(&mut terminal, page, &receive, &wanted));
+        .and_then(|mut terminal| show(&mut terminal));
     let restored = ratatui::try_restore().context("the terminal cannot be reset");
     ended.and(restored)
 }
@@ -223,5 +230,47 @@ impl Wanted {
     fn get(&self) -> Vec<String> {
         let services = self.services.lock();
         services.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a terminal; the test below runs it in one"]
+    fn panics_in_its_terminal() {
+        let shown = in_terminal(|terminal| {
+            terminal.draw(|_| ())?;
+            panic!("on purpose")
+        });
+        panic!("it was not shown: {shown:?}");
+    }
+
+    /// `script` of util-linux gives the test above a terminal, and `stty` reads its modes.
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = format!(
+            "cd {} && stty rows 24 cols 80 && stty -a > before\n\
+             {} --exact command::status::watch::tests::panics_in_its_terminal --ignored --nocapture\n\
+             stty -a > after",
+            folder.path().display(),
+            std::env::current_exe().unwrap().display(),
+        );
+        let script = Command::new("script")
+            .args(["--quiet", "--flush", "--command", &run, "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::null())
+            .output()
+            .expect("script of util-linux");
+        let output = String::from_utf8_lossy(&script.stdout);
+        let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert!(output.contains("on purpose"), "{output}");
+        assert_eq!(file("before"), file("after"), "{output}");
+        let (on, off) = (output.find("\x1b[?1049h"), output.rfind("\x1b[?1049l"));
+        assert!(on.is_some() && on < off, "{output:?}");
     }
 }

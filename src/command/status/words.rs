@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::admin::report::{EndpointStatus, Status};
+use crate::admin::report::{Drains, EndpointStatus, Status};
 use crate::admin::state::State;
 use crate::text::{one_line, seconds};
 
@@ -51,6 +51,20 @@ pub(super) fn head(at: &str, status: &Status) -> String {
         text += &format!("addresses of Services: {}\n", one_line(obstacle));
     }
     text
+}
+
+/// A line for each pod that the gate holds now.
+pub(super) fn holds(drains: &Drains) -> String {
+    let held = drains.gate.iter().filter(|it| it.outcome.is_none());
+    let lines = held.map(|it| {
+        let time = seconds(Duration::try_from_secs_f64(it.held_seconds).unwrap_or_default());
+        let by = match it.by.join(", ") {
+            by if by.is_empty() => String::new(),
+            by => format!(", waits for {by}"),
+        };
+        one_line(&format!("gate: holds {} for {time}{by}", it.pod)) + "\n"
+    });
+    lines.collect()
 }
 
 /// An endpoint's state in words; for a draining endpoint, also the time to its deadline.

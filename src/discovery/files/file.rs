@@ -18,13 +18,17 @@ use crate::contract::name::ObjectName;
 use crate::discovery::document::{self, Format, documents};
 use crate::discovery::manifest::{Reader, parse_document};
 use crate::discovery::object::Object;
+use crate::discovery::passed_over::PassedOver;
 use crate::discovery::secret::{Found, secrets};
 
 /// One document with its objects, so that it is not parsed again while its text is the same.
+#[derive(Clone)]
 pub(super) struct Document {
     text: Digest,
     pub(super) objects: Box<[Arc<Object>]>,
     pub(super) secrets: BTreeMap<ObjectName, Found>,
+    pub(super) passed_over: Box<[PassedOver]>,
+    pub(super) pod_templates: usize,
 }
 
 /// The digest of a text, which stands for it. The texts of a large folder are a tenth of all memory.
@@ -119,18 +123,18 @@ pub(super) fn load(
             .collect();
         let parse = |document: document::Document<'_>| {
             let text = digest_of(document.text);
-            let (objects, secrets) = match known.get(&text) {
-                Some(known) => (known.objects.clone(), known.secrets.clone()),
+            Ok(match known.get(&text) {
+                Some(known) => Document::clone(known),
                 None => {
-                    let objects = parse_document(document, format, listed_at, reader)?;
-                    let objects = objects.into_iter().map(Arc::new).collect();
-                    (objects, secrets(document, format)?)
+                    let parsed = parse_document(document, format, listed_at, reader)?;
+                    Document {
+                        text,
+                        objects: parsed.objects.into_iter().map(Arc::new).collect(),
+                        secrets: secrets(document, format)?,
+                        passed_over: parsed.passed_over.into(),
+                        pod_templates: parsed.pod_templates,
+                    }
                 }
-            };
-            Ok(Document {
-                text,
-                objects,
-                secrets,
             })
         };
         documents

@@ -18,8 +18,10 @@ use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
 use crate::discovery::files::pending::Pending;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Kind, Object};
+use crate::discovery::passed_over;
 use crate::discovery::secret::Found;
 use crate::discovery::source::Problem;
+use crate::text::one_line;
 
 pub(super) type Table = BTreeMap<(Kind, ObjectName), Arc<Object>>;
 
@@ -37,6 +39,8 @@ pub(super) struct Folder {
     pub(super) secrets: BTreeMap<ObjectName, Found>,
     /// The problems, each with the kind that the metric counts.
     pub(super) problems: Vec<(&'static str, Problem)>,
+    /// The manifests that are passed over: file, why, and the polls that have seen it.
+    pub(super) passed_over: BTreeMap<(String, String), u8>,
     /// Why the folder cannot be read.
     pub(super) lost: Option<String>,
     /// Why the folder cannot be watched.
@@ -54,6 +58,13 @@ pub(super) struct File {
     pub(super) error: Option<String>,
 }
 
+impl File {
+    /// The documents of its last good state.
+    pub(super) fn good(&self) -> Option<&[Document]> {
+        self.good.as_deref()
+    }
+}
+
 impl Folder {
     pub(super) fn new(path: &Path) -> Self {
         Self {
@@ -64,6 +75,7 @@ impl Folder {
             table: Table::new(),
             secrets: BTreeMap::new(),
             problems: Vec::new(),
+            passed_over: BTreeMap::new(),
             lost: None,
             blind: None,
             suspects: HashMap::new(),
@@ -331,6 +343,46 @@ impl Folder {
             let place = self.secrets.entry(name.clone());
             place.or_insert_with(|| found.clone());
         }
+        self.note_passed_over();
+    }
+
+    /// Finds the manifests that are passed over. While a file has never been good, it may have what
+    /// the others lack, so they are not looked at.
+    fn note_passed_over(&mut self) {
+        if self.files.values().any(|file| file.good.is_none()) {
+            return;
+        }
+        let files = self.files.iter();
+        let documents = files.filter_map(|(name, file)| Some((name, file.good.as_ref()?)));
+        let documents = documents.flat_map(|(name, it)| it.iter().map(move |it| (name, it)));
+        let objects = documents
+            .clone()
+            .flat_map(|(name, it)| it.objects.iter().map(move |object| (name, &**object)));
+        let noted =
+            documents.flat_map(|(name, it)| it.passed_over.iter().map(move |note| (name, note)));
+        let found = passed_over::all(objects, noted).into_iter();
+        let found: Vec<_> = found
+            .map(|(name, why)| (one_line(&self.path.join(name).display().to_string()), why))
+            .collect();
+        let before = std::mem::take(&mut self.passed_over);
+        let polls = |note: &_| before.get(note).copied().unwrap_or(0);
+        self.passed_over = found
+            .into_iter()
+            .map(|it| (it.clone(), polls(&it)))
+            .collect();
+    }
+
+    /// The manifests that are passed over at a second poll, each once: a Service may be written a
+    /// moment after its slices.
+    pub(super) fn newly_passed_over(&mut self) -> Vec<&(String, String)> {
+        let mut new = Vec::new();
+        for (note, polls) in &mut self.passed_over {
+            *polls = polls.saturating_add(1);
+            if *polls == 2 {
+                new.push(note);
+            }
+        }
+        new
     }
 }
 
@@ -339,6 +391,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::discovery::files::file::load;
 
     fn after(events: &[(u64, Seen)]) -> (Pending, Instant) {
         let (mut pending, start) = (Pending::default(), Instant::now());
@@ -380,6 +433,43 @@ mod tests {
             due_ms(&[(0, closed()), (1, writing()), (9, closed())]),
             Some(12)
         );
+    }
+
+    #[test]
+    fn what_is_passed_over_is_said_at_its_second_poll_and_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let mut seen = Folder::new(folder.path());
+        let read = |seen: &mut Folder, name: &str| {
+            let good = seen.good(name.as_ref());
+            let loaded = load(&seen.path.join(name), &good, None, &Reader::default());
+            seen.take(name.into(), loaded);
+            seen.refresh();
+        };
+        let said = |seen: &mut Folder| {
+            let new = seen.newly_passed_over().into_iter();
+            new.map(|(file, why)| format!("{file}: {why}"))
+                .collect::<Vec<_>>()
+        };
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: app}\n";
+        write("a.yaml", &service.replace("Service", "Sevice"));
+        read(&mut seen, "a.yaml");
+        assert_eq!(said(&mut seen), [""; 0], "it may be corrected at once");
+        write("b.yaml", "kind: 5\n");
+        read(&mut seen, "b.yaml");
+        let expected = "a.yaml: Sevice default/app: there is no kind Sevice, did you mean Service?";
+        assert!(matches!(&said(&mut seen)[..], [it] if it.ends_with(expected)));
+        write("b.yaml", service);
+        read(&mut seen, "b.yaml");
+        write("a.yaml", &service.replace("Service", "Sevice #"));
+        read(&mut seen, "a.yaml");
+        for _ in 0..300 {
+            assert_eq!(said(&mut seen), [""; 0], "it was said");
+        }
+        write("a.yaml", service);
+        read(&mut seen, "a.yaml");
+        assert!(seen.passed_over.is_empty());
     }
 
     #[test]

@@ -174,6 +174,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     let service = one_service(&format!("{SERVICE}{quiet}"));
     assert_eq!(service.unserved.len(), 1);
     assert_eq!(service.addresses, []);
+    assert!(service.headless && !one_service(&format!("{SERVICE}{dual}")).headless);
     let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
     assert_eq!(one_service(&unclaimed).lost(&config(false)).count(), 0);
     let for_no_proxy = SERVICE.replace("ebbtide}", "ebbtide, service.kubernetes.io/headless: ''}");
@@ -474,7 +475,10 @@ fn the_label_decides_and_all_claims_what_nobody_else_is_named_for() {
             claim: claim.clone(),
             ..Reader::default()
         };
-        match &parse_document(document, Format::Yaml, None, &reader).unwrap()[..] {
+        match &parse_document(document, Format::Yaml, None, &reader)
+            .unwrap()
+            .objects[..]
+        {
             [Object::Service(service)] => service.claimed,
             other => panic!("{other:?}"),
         }
@@ -519,7 +523,11 @@ fn an_endpoint_is_local_if_it_is_on_this_node() {
         });
         let mut objects = Vec::new();
         for document in documents(&text, Format::Yaml).unwrap() {
-            objects.extend(parse_document(document, Format::Yaml, None, &reader).unwrap());
+            objects.extend(
+                parse_document(document, Format::Yaml, None, &reader)
+                    .unwrap()
+                    .objects,
+            );
         }
         let Object::EndpointSlice(slice) = objects.remove(0) else {
             panic!("{objects:?}");
@@ -544,7 +552,9 @@ fn a_hint_counts_for_the_nodes_and_zones_that_it_names() {
             zone: zone.map(str::to_owned),
         };
         let document = documents(&text, Format::Yaml).unwrap().remove(0);
-        let mut objects = parse_document(document, Format::Yaml, None, &by(node)).unwrap();
+        let mut objects = parse_document(document, Format::Yaml, None, &by(node))
+            .unwrap()
+            .objects;
         let Object::EndpointSlice(slice) = objects.remove(0) else {
             panic!("{objects:?}");
         };

@@ -37,6 +37,7 @@ fn service(ports: &[(Option<&str>, u16)]) -> ServiceObject {
         uid: None,
         claimed: true,
         external_name: false,
+        headless: false,
         ports: ports.iter().map(port).collect(),
         ipv6_first: false,
         annotations: BTreeMap::new(),

@@ -217,3 +217,22 @@ fn of_5000_services_only_the_visible_rows_are_drawn() {
         "{text}"
     );
 }
+
+#[test]
+fn pods_that_the_gate_holds_now_are_named() {
+    let mut page = shop();
+    let mut now = picture(&[("web/shop", 1)]);
+    let hold = |pod: &str, outcome: Option<&str>| {
+        json!({"pod": pod, "startedAt": "2026-01-01T00:00:27Z", "heldSeconds": 3.2, "outcome": outcome,
+            "by": ["192.0.2.2:9902: 2 in flight\u{1b}"]})
+    };
+    let gate = json!([
+        hold("web/shop-1", None),
+        hold("web/shop-2", Some("released"))
+    ]);
+    now.drains.gate = serde_json::from_value(gate).unwrap();
+    page.take(now);
+    let text = drawn(&mut page, 100, 12);
+    let line = "gate: holds web/shop-1 for 3s, waits for 192.0.2.2:9902: 2 in flight\n";
+    assert!(text.contains(line) && !text.contains("shop-2"), "{text}");
+}

@@ -127,7 +127,7 @@ fn a_row_is_a_service_with_all_of_its_ports_and_what_is_left_of_it() {
         panic!("{rows:?}");
     };
     assert_eq!((gone.endpoints, gone.drains), (0, 1));
-    assert_eq!((one.usable, one.endpoints, one.drains), (2, 4, 1));
+    assert_eq!((one.usable, one.endpoints, one.drains), (1, 2, 1));
 }
 
 #[test]
@@ -187,4 +187,38 @@ fn a_proxy_that_is_away_keeps_its_picture_and_since_when() {
     assert_eq!(shown(&page).len(), 4);
     page.take(picture(&FOUR));
     assert_eq!(page.away, None);
+}
+
+#[test]
+fn a_pod_behind_two_ports_is_one_endpoint_and_usable_only_on_both() {
+    let mut two = picture(&[("a/one", 1)]);
+    let port = &mut two.status.services[0];
+    for (endpoint, pod) in port.endpoints.iter_mut().zip(["p", "q"]) {
+        endpoint.pod = Some(pod.to_owned());
+    }
+    port.endpoints[1].state = State::Ready;
+    let mut second = port.clone();
+    second.port = 90;
+    for endpoint in &mut second.endpoints {
+        endpoint.address.set_port(9090);
+    }
+    second.endpoints[1].state = State::Joining;
+    let counts = |page: &Page| (page.rows[0].usable, page.rows[0].endpoints);
+    let mut page = page(&[]);
+    two.status.services.push(second);
+    page.take(two);
+    assert_eq!(counts(&page), (2, 2));
+    let picture = page.picture.as_mut().unwrap();
+    picture.status.services[1].endpoints[1].state = State::NotAnswering;
+    let picture = page.picture.take().unwrap();
+    page.take(picture);
+    assert_eq!(counts(&page), (1, 2));
+    // Without a pod, another port of one address is another endpoint.
+    let mut picture = page.picture.take().unwrap();
+    let ports = picture.status.services.iter_mut();
+    ports
+        .flat_map(|it| &mut it.endpoints)
+        .for_each(|it| it.pod = None);
+    page.take(picture);
+    assert_eq!(counts(&page), (3, 4));
 }
