@@ -15,7 +15,6 @@ mod folder;
 mod pending;
 mod watcher;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
+use crate::contract::authorities::{FoundAuthorities, Holder};
 use crate::contract::name::ObjectName;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
@@ -32,12 +32,13 @@ use crate::discovery::files::pending::Pending;
 use crate::discovery::files::watcher::Watcher;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Change, Kind, Object};
-use crate::discovery::secret::Found;
+use crate::discovery::secret::{Contents, Found};
 use crate::discovery::secrets::MISSING;
 use crate::discovery::source::{Message, Problem};
 
-/// Reads the folder once, as [`watch`] does at its start. Returns its objects, its Secrets with certificates and its problems.
-pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Secrets, Vec<Problem>) {
+/// Reads the folder once, as [`watch`] does at its start. Returns its objects, its certificates and
+/// authorities, and its problems.
+pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Contents, Vec<Problem>) {
     let mut folder = Folder::new(path);
     match folder.list() {
         Ok(names) => {
@@ -61,7 +62,7 @@ pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Secrets, Vec<P
         .collect();
     (
         objects,
-        folder.secrets,
+        folder.contents,
         folder
             .problems
             .into_iter()
@@ -201,10 +202,13 @@ async fn publish(
     errors: &impl Fn(&'static str),
 ) -> Result<(), mpsc::error::SendError<Message>> {
     let before = (std::mem::take(&mut folder.table), folder.problems.clone());
-    let secrets = std::mem::take(&mut folder.secrets);
+    let contents = std::mem::take(&mut folder.contents);
     folder.refresh();
-    for message in certificates(&secrets, &folder.secrets) {
-        out.send(message).await?;
+    // Before the Services that name them.
+    for tell in [certificates, authorities] {
+        for message in tell(&contents, &folder.contents) {
+            out.send(message).await?;
+        }
     }
     if folder.lost.is_none() && !folder.synced {
         out.send(Message::Changes {
@@ -250,9 +254,6 @@ async fn publish(
     Ok(())
 }
 
-/// Secrets with certificates, by name.
-pub type Secrets = BTreeMap<ObjectName, Found>;
-
 fn whole(table: &Table) -> Vec<Change> {
     let of = |kind| {
         table
@@ -271,7 +272,8 @@ fn whole(table: &Table) -> Vec<Change> {
 }
 
 /// The Secrets that have changed or are gone.
-fn certificates(before: &Secrets, after: &Secrets) -> Vec<Message> {
+fn certificates(before: &Contents, after: &Contents) -> Vec<Message> {
+    let (before, after) = (&before.certificates, &after.certificates);
     let is_same = |old: &Found, new: &Found| match (old, new) {
         (Ok(old), Ok(new)) => Arc::ptr_eq(old, new),
         (Err(old), Err(new)) => old == new,
@@ -290,6 +292,25 @@ fn certificates(before: &Secrets, after: &Secrets) -> Vec<Message> {
     };
     new.chain(gone).map(message).collect()
 }
+
+/// The objects with authorities that have changed or are gone.
+fn authorities(before: &Contents, after: &Contents) -> Vec<Message> {
+    let (before, after) = (&before.authorities, &after.authorities);
+    let new = after
+        .iter()
+        .filter(|(it, new)| before.get(*it) != Some(*new));
+    let new = new.map(|(holder, found)| (holder, found.clone()));
+    let gone = before.keys().filter(|it| !after.contains_key(*it));
+    let gone = gone.map(|holder| (holder, Err(NOWHERE.to_owned())));
+    let message = |(holder, found): (&Holder, FoundAuthorities)| Message::Authorities {
+        holder: holder.clone(),
+        found: Some(found),
+    };
+    new.chain(gone).map(message).collect()
+}
+
+/// What is said of an object with authorities that no manifest has (any more).
+pub const NOWHERE: &str = "no manifest has it with the key ca.crt";
 
 fn difference(before: &Table, after: &Table) -> Vec<Change> {
     let differs = |key, new: &Arc<Object>| {

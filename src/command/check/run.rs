@@ -41,13 +41,13 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     }
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
-            let (objects, secrets, problems) = files::read_folder(path, &Reader::of(&config));
+            let (objects, contents, problems) = files::read_folder(path, &Reader::of(&config));
             let heading = format!("manifests  {}\n", path.display());
             (
                 Seen {
                     heading,
                     objects,
-                    secrets,
+                    contents,
                     problems,
                     warnings: Vec::new(),
                 },
@@ -71,7 +71,7 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
         objects,
         mut warnings,
         problems,
-        ..
+        contents,
     } = seen;
     if heading.is_empty() {
         return Ok(Report {
@@ -82,6 +82,9 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     let (now, mut touched) = (Instant::now(), Touched::default());
     for object in objects {
         world.apply(Change::Apply(object), now, &mut touched);
+    }
+    for (holder, found) in contents.authorities {
+        world.take_authorities(&holder, Some(found), &mut touched);
     }
     let services = world
         .service_names()
@@ -216,6 +219,7 @@ mod tests {
         };
         MergedService {
             object,
+            authorities: None,
             ports,
             warnings: Vec::new(),
         }

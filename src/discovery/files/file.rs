@@ -3,7 +3,7 @@
 //! Invariant: a file that changes during the read is not used. When a file is read is decided in
 //! `pending.rs`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -14,17 +14,16 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 
-use crate::contract::name::ObjectName;
 use crate::discovery::document::{self, Format, documents};
 use crate::discovery::manifest::{Reader, parse_document};
 use crate::discovery::object::Object;
-use crate::discovery::secret::{Found, secrets};
+use crate::discovery::secret::{Contents, contents};
 
 /// One document with its objects, so that it is not parsed again while its text is the same.
 pub(super) struct Document {
     text: Digest,
     pub(super) objects: Box<[Arc<Object>]>,
-    pub(super) secrets: BTreeMap<ObjectName, Found>,
+    pub(super) contents: Contents,
 }
 
 /// The digest of a text, which stands for it. The texts of a large folder are a tenth of all memory.
@@ -119,18 +118,18 @@ pub(super) fn load(
             .collect();
         let parse = |document: document::Document<'_>| {
             let text = digest_of(document.text);
-            let (objects, secrets) = match known.get(&text) {
-                Some(known) => (known.objects.clone(), known.secrets.clone()),
+            let (objects, contents) = match known.get(&text) {
+                Some(known) => (known.objects.clone(), known.contents.clone()),
                 None => {
                     let objects = parse_document(document, format, listed_at, reader)?;
                     let objects = objects.into_iter().map(Arc::new).collect();
-                    (objects, secrets(document, format)?)
+                    (objects, contents(document, format)?)
                 }
             };
             Ok(Document {
                 text,
                 objects,
-                secrets,
+                contents,
             })
         };
         documents
