@@ -5,7 +5,7 @@
 //! serde) through `checked` to `settings`. `value` reads single values, `places` finds the line of
 //! a field, `expected` says what the schema knows of it, and `service` applies a Service's annotations to the configuration.
 
-mod backend;
+pub mod backend;
 mod checked;
 mod claimed;
 mod expected;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::config::backend::{self, BACKEND_TLS};
 use crate::config::settings::Config;
 use crate::config::value;
+use crate::contract::authorities::FoundAuthorities;
 use crate::contract::backend::Backend;
 use crate::contract::policy::{NonIdempotent, Policy, Protocol, Traffic, Transport};
 
@@ -125,10 +126,12 @@ const NOT_HTTP: [u16; 19] = [
 
 impl Policy {
     /// The policy of a Service: the configuration, overridden by its annotations; and a warning for
-    /// each annotation that is unknown or bad.
+    /// each annotation that is unknown or bad. `authorities`: what is known of those that an annotation
+    /// takes from another object.
     pub fn for_service(
         config: &Config,
         annotations: &BTreeMap<String, String>,
+        authorities: Option<&FoundAuthorities>,
     ) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         for name in annotations
@@ -180,7 +183,7 @@ impl Policy {
                 "unavailable" => Ok(true),
                 _ => Err(format!("{text:?} is not known, expected unavailable")),
             }),
-            backend: read.backend(),
+            backend: read.backend(authorities),
         };
         (policy, warnings)
     }
@@ -216,9 +219,9 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn backend(&mut self) -> Option<Arc<Backend>> {
+    fn backend(&mut self, authorities: Option<&FoundAuthorities>) -> Option<Arc<Backend>> {
         let text = self.annotations.get(BACKEND_TLS)?;
-        let (backend, wrong) = backend::read(text);
+        let (backend, wrong) = backend::read(text, authorities);
         let refuses =
             |what| format!("{BACKEND_TLS}: {what}; until then, its endpoints are refused");
         self.warnings.extend(wrong.map(refuses));
@@ -275,7 +278,7 @@ mod tests {
         let mut config = Config::new(Discovery::Static { to: Vec::new() });
         let with = |config: &Config, text: &str| {
             let annotations = BTreeMap::from([(HOLD.to_owned(), text.to_owned())]);
-            let (policy, warnings) = Policy::for_service(config, &annotations);
+            let (policy, warnings) = Policy::for_service(config, &annotations, None);
             (policy.hold_timeout.as_secs(), warnings)
         };
         assert_eq!(with(&config, "10m"), (600, Vec::new()));
@@ -359,7 +362,10 @@ mod tests {
             retries_unavailable: true,
             backend: None,
         };
-        assert_eq!(Policy::for_service(&config, &all), (expected, Vec::new()));
+        assert_eq!(
+            Policy::for_service(&config, &all, None),
+            (expected, Vec::new())
+        );
     }
 
     #[test]
@@ -374,8 +380,11 @@ mod tests {
             (SOURCE, "pod"),
             ("ebbtide.dev/hold", "3s"),
         ]);
-        let (policy, warnings) = Policy::for_service(&config, &bad);
-        assert_eq!(policy, Policy::for_service(&config, &annotations(&[])).0);
+        let (policy, warnings) = Policy::for_service(&config, &bad, None);
+        assert_eq!(
+            policy,
+            Policy::for_service(&config, &annotations(&[]), None).0
+        );
         let named: Vec<&str> = warnings
             .iter()
             .filter_map(|w| w.split(": ").next())

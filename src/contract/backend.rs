@@ -1,7 +1,7 @@
 //! How the proxy speaks TLS with the endpoints of a Service.
 //!
-//! Invariant: an endpoint is verified unless the Service says `insecure`. What cannot be read refuses
-//! every endpoint: nothing goes to one in the clear that was to be encrypted.
+//! Invariant: an endpoint is verified unless the Service says `insecure`. What cannot be read, or lacks
+//! its authorities, refuses every endpoint: nothing goes to one in the clear that was to be encrypted.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,12 +24,14 @@ pub struct Backend {
     pub id: u64,
     /// What it was made of. Two of one text are the same.
     text: String,
-    /// `None`: the text could not be read.
-    config: Option<Arc<ClientConfig>>,
+    /// An error: why every endpoint is refused.
+    config: Result<Arc<ClientConfig>, String>,
     /// The name that is asked for and verified. `None`: no name is asked for.
     hostname: Option<ServerName<'static>>,
     /// Endpoints are not verified.
     pub insecure: bool,
+    /// Nobody has told of its authorities yet. Requests wait.
+    pub waits: bool,
 }
 
 impl Backend {
@@ -41,7 +43,7 @@ impl Backend {
         let roots = roots_of(authorities.as_bytes()).map_err(|what| format!("ca: {what}"))?;
         let config = builder()?.with_root_certificates(roots);
         Ok(Self {
-            config: Some(Arc::new(config.with_no_client_auth())),
+            config: Ok(Arc::new(config.with_no_client_auth())),
             hostname: Some(name(hostname)?),
             ..Self::unreadable(text)
         })
@@ -56,9 +58,23 @@ impl Backend {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody));
         Ok(Self {
-            config: Some(Arc::new(config.with_no_client_auth())),
+            config: Ok(Arc::new(config.with_no_client_auth())),
             hostname: hostname.map(name).transpose()?,
             insecure: true,
+            ..Self::unreadable(text)
+        })
+    }
+
+    /// Refuses every endpoint, because its authorities are missing. `None`: nobody has told of them yet.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn unverifiable(text: &str, hostname: &str, why: Option<&str>) -> Result<Self, String> {
+        let why_not = why.unwrap_or("its authorities are not known yet");
+        Ok(Self {
+            config: Err(why_not.to_owned()),
+            hostname: Some(name(hostname)?),
+            waits: why.is_none(),
             ..Self::unreadable(text)
         })
     }
@@ -68,9 +84,10 @@ impl Backend {
         Self {
             id: next_id(),
             text: text.to_owned(),
-            config: None,
+            config: Err("the annotation of the Service cannot be read".to_owned()),
             hostname: None,
             insecure: false,
+            waits: false,
         }
     }
 
@@ -79,8 +96,7 @@ impl Backend {
     /// # Errors
     /// Every endpoint is refused.
     pub fn session(&self, endpoint: IpAddr, http2: bool) -> Result<ClientConnection, String> {
-        let unreadable = "the annotation of the Service cannot be read";
-        let config = self.config.clone().ok_or(unreadable)?;
+        let config = self.config.clone()?;
         let address = ServerName::IpAddress(endpoint.to_canonical().into());
         let name = self.hostname.clone().unwrap_or(address);
         let alpn = if http2 {

@@ -137,7 +137,7 @@ pub(super) fn chain_of(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Strin
 ///
 /// # Errors
 /// What is wrong with the text, in a few words.
-pub(super) fn roots_of(pem: &[u8]) -> Result<RootCertStore, String> {
+pub(crate) fn roots_of(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for authority in chain_of(pem)? {
         let broken = |_| "a certificate in it is not valid, expected X.509 (version 3)";

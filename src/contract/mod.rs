@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod authorities;
 pub mod backend;
 pub mod by_name;
 pub mod certificate;

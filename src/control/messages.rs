@@ -32,7 +32,14 @@ impl Control {
                 if touched.routes || !touched.services.is_empty() {
                     self.unserved.touch(received);
                 }
-                self.table.apply(&self.world, &touched, received)
+                let chores = self.table.apply(&self.world, &touched, received);
+                self.report_holders(&touched.services);
+                chores
+            }
+            Message::Authorities { holder, found } => {
+                let mut touched = Touched::default();
+                self.world.take_authorities(&holder, found, &mut touched);
+                self.table.apply(&self.world, &touched, Instant::now())
             }
             Message::Certificate { secret, found } => {
                 let known = found.as_ref().map(drop).map_err(String::clone);

@@ -76,7 +76,17 @@ impl Control {
             named: self.named(),
             routed: self.table.service_names().cloned().collect(),
             secrets: self.secrets(),
+            holders: self.world.holders(),
         });
+    }
+
+    /// Tells the source of objects with authorities that it does not know of, if one of these Services
+    /// names one.
+    pub(super) fn report_holders(&self, services: &BTreeSet<ObjectName>) {
+        let mut named = services.iter().filter_map(|it| self.world.holder_of(it));
+        if named.any(|it| !self.in_use.borrow().holders.contains(&it)) {
+            self.report_use();
+        }
     }
 
     /// Puts the rules of the Ingress objects in force, if they have changed and the last time is long

@@ -15,7 +15,6 @@ mod folder;
 mod pending;
 mod watcher;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
+use crate::contract::authorities::{FoundAuthorities, Holder};
 use crate::contract::name::ObjectName;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
@@ -32,17 +32,17 @@ use crate::discovery::files::pending::Pending;
 use crate::discovery::files::watcher::Watcher;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Change, Kind, Object};
-use crate::discovery::secret::Found;
+use crate::discovery::secret::{Contents, Found};
 use crate::discovery::secrets::MISSING;
 use crate::discovery::source::{Message, Problem};
 
 /// A folder as [`read_folder`] has read it.
 #[derive(Debug)]
-pub struct Contents {
+pub struct FolderRead {
     /// The objects in force.
     pub objects: Vec<Object>,
-    /// The Secrets with certificates.
-    pub secrets: Secrets,
+    /// Its certificates and authorities.
+    pub contents: Contents,
     /// What cannot be read.
     pub problems: Vec<Problem>,
     /// The manifests that are passed over, although they look like ones that are read: each with its
@@ -53,7 +53,7 @@ pub struct Contents {
 }
 
 /// Reads the folder once, as [`watch`] does at its start.
-pub fn read_folder(path: &Path, reader: &Reader) -> Contents {
+pub fn read_folder(path: &Path, reader: &Reader) -> FolderRead {
     let mut folder = Folder::new(path);
     match folder.list() {
         Ok(names) => {
@@ -75,9 +75,9 @@ pub fn read_folder(path: &Path, reader: &Reader) -> Contents {
     let passed_over = folder.passed_over.into_keys();
     let documents = folder.files.values().filter_map(File::good);
     let templates = documents.flat_map(|it| it.iter().map(|it| it.pod_templates));
-    Contents {
+    FolderRead {
         objects: objects.collect(),
-        secrets: folder.secrets,
+        contents: folder.contents,
         problems: problems.collect(),
         pod_templates: templates.sum(),
         passed_over: passed_over
@@ -233,10 +233,13 @@ async fn publish(
     errors: &impl Fn(&'static str),
 ) -> Result<(), mpsc::error::SendError<Message>> {
     let before = (std::mem::take(&mut folder.table), folder.problems.clone());
-    let secrets = std::mem::take(&mut folder.secrets);
+    let contents = std::mem::take(&mut folder.contents);
     folder.refresh();
-    for message in certificates(&secrets, &folder.secrets) {
-        out.send(message).await?;
+    // Before the Services that name them.
+    for tell in [certificates, authorities] {
+        for message in tell(&contents, &folder.contents) {
+            out.send(message).await?;
+        }
     }
     if folder.lost.is_none() && !folder.synced {
         out.send(Message::Changes {
@@ -282,9 +285,6 @@ async fn publish(
     Ok(())
 }
 
-/// Secrets with certificates, by name.
-pub type Secrets = BTreeMap<ObjectName, Found>;
-
 fn whole(table: &Table) -> Vec<Change> {
     let of = |kind| {
         table
@@ -303,7 +303,8 @@ fn whole(table: &Table) -> Vec<Change> {
 }
 
 /// The Secrets that have changed or are gone.
-fn certificates(before: &Secrets, after: &Secrets) -> Vec<Message> {
+fn certificates(before: &Contents, after: &Contents) -> Vec<Message> {
+    let (before, after) = (&before.certificates, &after.certificates);
     let is_same = |old: &Found, new: &Found| match (old, new) {
         (Ok(old), Ok(new)) => Arc::ptr_eq(old, new),
         (Err(old), Err(new)) => old == new,
@@ -322,6 +323,25 @@ fn certificates(before: &Secrets, after: &Secrets) -> Vec<Message> {
     };
     new.chain(gone).map(message).collect()
 }
+
+/// The objects with authorities that have changed or are gone.
+fn authorities(before: &Contents, after: &Contents) -> Vec<Message> {
+    let (before, after) = (&before.authorities, &after.authorities);
+    let new = after
+        .iter()
+        .filter(|(it, new)| before.get(*it) != Some(*new));
+    let new = new.map(|(holder, found)| (holder, found.clone()));
+    let gone = before.keys().filter(|it| !after.contains_key(*it));
+    let gone = gone.map(|holder| (holder, Err(NOWHERE.to_owned())));
+    let message = |(holder, found): (&Holder, FoundAuthorities)| Message::Authorities {
+        holder: holder.clone(),
+        found: Some(found),
+    };
+    new.chain(gone).map(message).collect()
+}
+
+/// What is said of an object with authorities that no manifest has (any more).
+pub const NOWHERE: &str = "no manifest has it with the key ca.crt";
 
 fn difference(before: &Table, after: &Table) -> Vec<Change> {
     let differs = |key, new: &Arc<Object>| {

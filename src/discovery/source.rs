@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use ipnet::IpNet;
 
+use crate::contract::authorities::{FoundAuthorities, Holder};
 use crate::contract::name::ObjectName;
 use crate::discovery::object::Change;
 use crate::discovery::secret::Found;
@@ -33,6 +34,13 @@ pub enum Message {
         secret: ObjectName,
         /// Its certificate, or why it has none.
         found: Found,
+    },
+    /// What is known of an object with authorities. It is no part of the table.
+    Authorities {
+        /// The object.
+        holder: Holder,
+        /// Its authorities, or why it has none. `None`: nobody looks at it any more.
+        found: Option<FoundAuthorities>,
     },
     /// What the status of Ingress objects is to say: IP addresses and host names.
     Published(Vec<String>),
@@ -63,6 +71,8 @@ pub struct InUse {
     pub routed: BTreeSet<ObjectName>,
     /// The Secrets that configured listeners name.
     pub secrets: BTreeSet<ObjectName>,
+    /// The objects with authorities that Services name.
+    pub holders: BTreeSet<Holder>,
 }
 
 /// Something that a source cannot read. The last good state stays in force.

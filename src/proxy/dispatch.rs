@@ -69,6 +69,9 @@ async fn try_dispatch(
     ask: &Ask<'_>,
     at: Instant,
 ) -> Result<Option<(Lease, Upstream)>, Refusal> {
+    if waits_for_authorities(port) {
+        return Ok(None);
+    }
     let Some(lease) = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at) else {
         return Ok(None);
     };
@@ -197,6 +200,11 @@ async fn secure(
     }
 }
 
+/// Whether nobody has told yet whom the endpoints' certificates must come from: a Service's first moments.
+fn waits_for_authorities(port: &Routed) -> bool {
+    port.policy.backend.as_ref().is_some_and(|it| it.waits)
+}
+
 /// Waits in the bounded queue until an endpoint becomes usable, and then for its turn (contract
 /// 1.9).
 async fn held(
@@ -221,6 +229,7 @@ async fn held(
         let (port, changed) = worker.watched_port(spec);
         if let Some(port) = port
             && balancer::has_usable(&port, ask.from.scope)
+            && !waits_for_authorities(&port)
         {
             let turn = port.hold.turn(port.width(ask.from.scope), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;

@@ -143,13 +143,15 @@ impl ServiceEntry {
     ) -> (BTreeMap<PortId, MergedPort>, Vec<String>) {
         let MergedService {
             object,
+            authorities,
             ports: merged,
             mut warnings,
         } = merged;
         warnings.extend(object.lost(config));
         let addresses: Arc<[ServiceAddress]> = object.addresses.as_slice().into();
         let source_ranges: Arc<[IpNet]> = object.source_ranges.as_slice().into();
-        let (policy, found) = Policy::for_service(config, &object.annotations);
+        let (policy, found) =
+            Policy::for_service(config, &object.annotations, authorities.as_ref());
         warnings.extend(found);
         let mut traffic = object.traffic.clone();
         warnings.extend(config.without_node(&traffic));

@@ -118,7 +118,8 @@ impl Rig {
             Message::Standing(_)
             | Message::PodRanges(_)
             | Message::Published(_)
-            | Message::Certificate { .. } => {
+            | Message::Certificate { .. }
+            | Message::Authorities { .. } => {
                 panic!("{message:?}")
             }
             Message::Problems(problems) => self.problems = problems,

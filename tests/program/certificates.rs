@@ -89,3 +89,67 @@ fn what_is_missing_or_broken_is_a_problem_and_what_clients_refuse_a_warning() {
     );
     assert!(!(out + &err).contains(&good.1[40..60]));
 }
+
+#[test]
+fn authorities_that_services_name_and_that_are_missing_or_broken_are_warnings() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = folder.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let write = |name: &str, object: &serde_json::Value| {
+        std::fs::write(manifests.join(format!("{name}.json")), object.to_string()).unwrap();
+    };
+    let good = pair(2020, 2090).0;
+    for (field, of, pem) in [
+        ("caSecret", "broken", "no PEM"),
+        ("caConfigMap", "good", &good),
+    ] {
+        let (kind, data) = match field {
+            "caSecret" => ("Secret", "stringData"),
+            _ => ("ConfigMap", "data"),
+        };
+        let metadata = json!({"namespace": "web", "name": of});
+        write(
+            &format!("{of}-ca"),
+            &json!({"apiVersion": "v1", "kind": kind, "metadata": metadata, data: {"ca.crt": pem}}),
+        );
+        for (name, of) in [(of.to_owned(), of), (format!("no-{of}"), "none")] {
+            let backend = json!({"hostname": "shop.example", field: of}).to_string();
+            let annotations = json!({"ebbtide.dev/backend-tls": backend});
+            let labels = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+            let metadata = json!({"namespace": "web", "name": name, "labels": labels,
+                "annotations": annotations});
+            let ports = json!([{"port": 80, "appProtocol": "https"}]);
+            write(
+                &format!("{name}-service"),
+                &json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata,
+                    "spec": {"ports": ports}}),
+            );
+        }
+    }
+    let config = folder.path().join("ebbtide.yaml");
+    std::fs::write(&config, "discovery: {files: {path: manifests}}\n").unwrap();
+    let output = Command::new(BINARY)
+        .args(["check", "--config"])
+        .arg(config)
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    let named = out
+        .lines()
+        .filter_map(|it| it.strip_prefix("warning: "))
+        .filter(|it| it.contains("backend-tls"));
+    let named: Vec<&str> = named.collect();
+    let until = "until it gives authorities, the endpoints are refused";
+    let of =
+        |name: &str, what: &str| format!("web/{name}: ebbtide.dev/backend-tls: {what}; {until}");
+    let nowhere = "no manifest has it with the key ca.crt";
+    let expected = [
+        of("no-broken", &format!("Secret web/none: {nowhere}")),
+        of("no-good", &format!("ConfigMap web/none: {nowhere}")),
+    ];
+    assert!(
+        named[0].starts_with("web/broken: ebbtide.dev/backend-tls: Secret web/broken: ca.crt: ")
+    );
+    assert!(named[0].ends_with(until), "{named:?}");
+    assert_eq!(named[1..], expected, "{out}");
+}

@@ -694,8 +694,14 @@ fn only_document(path: &str) -> Value {
 fn only_the_secrets_that_listeners_name_may_be_read() {
     let file = "deploy/kustomize/secrets/rbac.yaml";
     let role: Role = object(file, "Role");
-    let expected = json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["web-tls"],
-        "verbs": ["get", "list", "watch"]}]);
+    let read = |resource: &str, names: &[&str]| {
+        json!({"apiGroups": [""], "resources": [resource], "resourceNames": names,
+            "verbs": ["get", "list", "watch"]})
+    };
+    let expected = json!([
+        read("secrets", &["web-tls"]),
+        read("configmaps", &["web-ca"])
+    ]);
     assert_eq!(serde_json::to_value(&role.rules).unwrap(), expected);
     let binding: RoleBinding = object(file, "RoleBinding");
     assert_eq!(binding.role_ref.name, "ebbtide-certificates");
@@ -717,22 +723,25 @@ fn only_the_secrets_that_listeners_name_may_be_read() {
     let mut arguments = vec!["template", "ebbtide", "deploy/helm/ebbtide"];
     arguments.extend(["--namespace", "ebbtide-system", "--kube-version", "1.35.0"]);
     arguments.extend(["--set", "kind=Deployment", "--set-json", &listeners]);
+    let authorities =
+        r#"backendTls={"secrets": ["shop/ca", "shop/two"], "configMaps": ["shop/ca", "blog/ca"]}"#;
+    arguments.extend(["--set-json", authorities]);
     let all = rendered(&helm, &arguments);
     let of = |kind: &str| -> Vec<Value> {
         let found = all.iter().filter(|it| it["kind"] == kind);
         found.cloned().collect()
     };
-    let allowed = of("Role").into_iter().map(|role| {
-        let rule = &role["rules"][0];
-        assert_eq!(rule["resources"], json!(["secrets"]));
-        (
-            role["metadata"]["namespace"].clone(),
-            rule["resourceNames"].clone(),
-        )
-    });
+    let allowed = of("Role")
+        .into_iter()
+        .map(|role| (role["metadata"]["namespace"].clone(), role["rules"].clone()));
+    let of_shop = [
+        read("secrets", &["one", "two", "ca"]),
+        read("configmaps", &["ca"]),
+    ];
     let expected = [
-        (json!("default"), json!(["web-tls"])),
-        (json!("shop"), json!(["one", "two"])),
+        (json!("blog"), json!([read("configmaps", &["ca"])])),
+        (json!("default"), json!([read("secrets", &["web-tls"])])),
+        (json!("shop"), json!(of_shop)),
     ];
     assert_eq!(allowed.collect::<Vec<_>>(), expected);
     for binding in of("RoleBinding") {

@@ -21,7 +21,7 @@ pub(super) fn look(config: &Config, seen: &mut Seen, now: SystemTime) {
             }
         }
         for secret in &tls.secrets {
-            match seen.secrets.get(secret) {
+            match seen.contents.certificates.get(secret) {
                 Some(Ok(found)) => {
                     if let Some(doubt) = found.is_doubtful(now) {
                         seen.warnings

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::version::Info;
@@ -17,15 +17,14 @@ use kube::{Client, Resource, ResourceExt};
 
 use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
-use crate::command::check::nodes;
 use crate::command::check::seen::Seen;
+use crate::command::check::{named, nodes};
 use crate::config::settings::{Config, Kubernetes, ListenerConfig, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
 use crate::discovery::object::Object;
-use crate::discovery::secret::certificate;
 use crate::discovery::service_spec::is_claimed;
 use crate::routing::classes::Classes;
 use crate::text::one_line;
@@ -171,26 +170,7 @@ impl Reader<'_> {
                 );
             }
         }
-        self.secrets().await
-    }
-
-    /// Reads the Secrets that listeners name, one by one, as a running proxy does.
-    async fn secrets(&mut self) -> kube::Result<()> {
-        for name in self.config.named_secrets() {
-            let right = Right::new("list watch", "secrets", Some(&name.namespace)).of(&name.name);
-            let missing = rights::missing(&self.client, vec![right]).await?;
-            if let Some(right) = missing.first() {
-                let refused = format!("RBAC: may not {right}; grant it as deploy/README.md shows");
-                self.seen.secrets.insert(name, Err(refused));
-                continue;
-            }
-            let api: Api<Secret> = api::objects(&self.client, Some(&name.namespace));
-            let by_name = ListParams::default().fields(&format!("metadata.name={}", name.name));
-            if let Some(found) = api.list(&by_name).await?.items.first() {
-                self.seen.secrets.insert(name, certificate(found));
-            }
-        }
-        Ok(())
+        named::read(&self.client, self.config, &mut self.seen).await
     }
 
     async fn missing_rights(&self) -> kube::Result<Vec<Right>> {

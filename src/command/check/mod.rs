@@ -11,6 +11,7 @@ pub mod run;
 mod certificates;
 mod cluster;
 mod gateways;
+mod named;
 mod nodes;
 mod routes;
 mod seen;

@@ -14,6 +14,7 @@ use crate::contract::policy::Transport;
 use crate::discovery::files;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::Change;
+use crate::discovery::secret::Contents;
 use crate::discovery::secrets::MISSING;
 use crate::discovery::source::Problem;
 use crate::routing::classes::Classes;
@@ -42,22 +43,22 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     }
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
-            let contents = files::read_folder(path, &Reader::of(&config));
+            let read = files::read_folder(path, &Reader::of(&config));
             let mut heading = format!("manifests  {}\n", path.display());
-            if contents.pod_templates > 0 {
+            if read.pod_templates > 0 {
                 let _ = writeln!(
                     heading,
                     "not read   pod templates, here in {} of the manifests: their preStop hooks, grace periods \
                      and probes",
-                    contents.pod_templates
+                    read.pod_templates
                 );
             }
             let seen = Seen {
                 heading,
-                objects: contents.objects,
-                secrets: contents.secrets,
-                problems: contents.problems,
-                warnings: contents.passed_over,
+                objects: read.objects,
+                contents: read.contents,
+                problems: read.problems,
+                warnings: read.passed_over,
             };
             (seen, World::default())
         }
@@ -76,9 +77,9 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     let Seen {
         heading,
         objects,
-        secrets,
         mut warnings,
         problems,
+        contents,
     } = seen;
     if heading.is_empty() {
         return Ok(Report {
@@ -90,9 +91,16 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
     for object in objects {
         world.apply(Change::Apply(object), now, &mut touched);
     }
+    let Contents {
+        certificates,
+        authorities,
+    } = contents;
+    for (holder, found) in authorities {
+        world.take_authorities(&holder, Some(found), &mut touched);
+    }
     // Those of an API server are read one by one, by name, as far as listeners name them.
     let of_folder = matches!(config.discovery, Discovery::Files { .. });
-    let lacks = |name: &ObjectName| match secrets.get(name) {
+    let lacks = |name: &ObjectName| match certificates.get(name) {
         Some(found) => found.as_ref().err().cloned(),
         None => of_folder.then(|| MISSING.to_owned()),
     };
@@ -245,6 +253,7 @@ mod tests {
         };
         MergedService {
             object,
+            authorities: None,
             ports,
             warnings: Vec::new(),
         }

@@ -3,8 +3,8 @@
 use std::time::SystemTime;
 
 use crate::contract::name::ObjectName;
-use crate::discovery::files::Secrets;
 use crate::discovery::object::Object;
+use crate::discovery::secret::Contents;
 use crate::discovery::source::Problem;
 
 /// The contents of a source, read once.
@@ -14,8 +14,8 @@ pub(super) struct Seen {
     /// nothing to show.
     pub(super) heading: String,
     pub(super) objects: Vec<Object>,
-    /// The Secrets that listeners name, as far as they exist.
-    pub(super) secrets: Secrets,
+    /// The certificates that listeners name and the authorities that Services name, as far as they exist.
+    pub(super) contents: Contents,
     pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<Problem>,
 }

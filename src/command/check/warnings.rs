@@ -104,6 +104,7 @@ pub(super) fn of_addresses(config: &Config, bound: &[Bound]) -> Vec<String> {
 pub(super) fn of_service(config: &Config, service: &MergedService, listened: bool) -> Vec<String> {
     let MergedService {
         object,
+        authorities,
         ports,
         warnings: merging,
     } = service;
@@ -146,13 +147,8 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
             .1
             .map(|warning| format!("{name}: {warning}")),
     );
-    warnings.extend(
-        Policy::for_service(config, annotations)
-            .1
-            .iter()
-            .map(|warning| format!("{name}: {warning}")),
-    );
-    let policy = Policy::for_service(config, annotations).0;
+    let (policy, found) = Policy::for_service(config, annotations, authorities.as_ref());
+    warnings.extend(found.iter().map(|warning| format!("{name}: {warning}")));
     if policy.backend.is_some_and(|backend| backend.insecure) {
         warnings.push(format!(
             "{name}: ebbtide.dev/backend-tls: insecure: anybody between the proxy and the endpoints can read \

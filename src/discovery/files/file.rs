@@ -3,7 +3,7 @@
 //! Invariant: a file that changes during the read is not used. When a file is read is decided in
 //! `pending.rs`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -14,19 +14,18 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 
-use crate::contract::name::ObjectName;
 use crate::discovery::document::{self, Format, documents};
 use crate::discovery::manifest::{Reader, parse_document};
 use crate::discovery::object::Object;
 use crate::discovery::passed_over::PassedOver;
-use crate::discovery::secret::{Found, secrets};
+use crate::discovery::secret::{Contents, contents};
 
 /// One document with its objects, so that it is not parsed again while its text is the same.
 #[derive(Clone)]
 pub(super) struct Document {
     text: Digest,
     pub(super) objects: Box<[Arc<Object>]>,
-    pub(super) secrets: BTreeMap<ObjectName, Found>,
+    pub(super) contents: Contents,
     pub(super) passed_over: Box<[PassedOver]>,
     pub(super) pod_templates: usize,
 }
@@ -130,7 +129,7 @@ pub(super) fn load(
                     Document {
                         text,
                         objects: parsed.objects.into_iter().map(Arc::new).collect(),
-                        secrets: secrets(document, format)?,
+                        contents: contents(document, format)?,
                         passed_over: parsed.passed_over.into(),
                         pod_templates: parsed.pod_templates,
                     }

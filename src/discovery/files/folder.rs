@@ -19,7 +19,7 @@ use crate::discovery::files::pending::Pending;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Kind, Object};
 use crate::discovery::passed_over;
-use crate::discovery::secret::Found;
+use crate::discovery::secret::Contents;
 use crate::discovery::source::Problem;
 use crate::text::one_line;
 
@@ -35,8 +35,8 @@ pub(super) struct Folder {
     /// files replace them.
     pub(super) leaving: BTreeSet<OsString>,
     pub(super) table: Table,
-    /// The Secrets with certificates. Of two with one name, the one of the first file counts.
-    pub(super) secrets: BTreeMap<ObjectName, Found>,
+    /// Certificates and authorities. Of two objects with one name, the one of the first file counts.
+    pub(super) contents: Contents,
     /// The problems, each with the kind that the metric counts.
     pub(super) problems: Vec<(&'static str, Problem)>,
     /// The manifests that are passed over: file, why, and the polls that have seen it.
@@ -73,7 +73,7 @@ impl Folder {
             files: BTreeMap::new(),
             leaving: BTreeSet::new(),
             table: Table::new(),
-            secrets: BTreeMap::new(),
+            contents: Contents::default(),
             problems: Vec::new(),
             passed_over: BTreeMap::new(),
             lost: None,
@@ -335,13 +335,16 @@ impl Folder {
         }
         (self.table, self.problems) = (table, problems);
         let documents = self.files.values().filter_map(|file| file.good.as_ref());
-        let all = documents
-            .flat_map(|it| it.iter())
-            .flat_map(|it| &it.secrets);
-        self.secrets.clear();
-        for (name, found) in all {
-            let place = self.secrets.entry(name.clone());
-            place.or_insert_with(|| found.clone());
+        self.contents = Contents::default();
+        for held in documents.flat_map(|it| it.iter()).map(|it| &it.contents) {
+            for (name, found) in &held.certificates {
+                let place = self.contents.certificates.entry(name.clone());
+                place.or_insert_with(|| found.clone());
+            }
+            for (holder, found) in &held.authorities {
+                let place = self.contents.authorities.entry(holder.clone());
+                place.or_insert_with(|| found.clone());
+            }
         }
         self.note_passed_over();
     }

@@ -41,6 +41,7 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         policy: Policy::for_service(
             &Config::new(Discovery::Static { to: Vec::new() }),
             &BTreeMap::new(),
+            None,
         )
         .0,
         usable: usable.into_iter().collect(),

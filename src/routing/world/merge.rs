@@ -53,6 +53,7 @@ impl World {
             )];
             return Some(MergedService {
                 object,
+                authorities: None,
                 ports: Vec::new(),
                 warnings,
             });
@@ -68,8 +69,11 @@ impl World {
             .flat_map(|s| s.warnings.iter().cloned())
             .collect();
         warnings.extend(self.returned_pods(service));
+        let (authorities, lacking) = self.authorities_of(&object);
+        warnings.extend(lacking);
         Some(MergedService {
             object,
+            authorities,
             ports,
             warnings,
         })

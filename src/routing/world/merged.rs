@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::authorities::FoundAuthorities;
 use crate::contract::endpoint::Conditions;
 use crate::contract::name::PodRef;
 use crate::contract::reason::Trigger;
@@ -15,6 +16,8 @@ use crate::discovery::object::{Hints, ServiceObject, ServicePortObject};
 pub struct MergedService {
     /// The Service as the source gave it.
     pub object: ServiceObject,
+    /// What is known of the authorities that it takes from another object.
+    pub authorities: Option<FoundAuthorities>,
     /// Its TCP and UDP ports, in the order of the Service.
     pub ports: Vec<MergedPort>,
     /// Texts for people, in a stable order: slices of type FQDN that are refused, addresses that

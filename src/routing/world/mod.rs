@@ -7,6 +7,7 @@
 
 mod apply;
 mod apply_pod;
+mod authorities;
 mod here;
 pub mod merge;
 pub mod merged;

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::contract::authorities::Holder;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
 use crate::discovery::gateway::{GatewayKind, GatewayObject};
@@ -38,6 +39,8 @@ pub struct World {
     /// For each pod, the slices that name it, and how many endpoints of each slice do.
     pub(super) naming: HashMap<PodKey, Counts>,
     pub(super) pods: Pods,
+    /// What is known of objects with authorities.
+    pub(super) authorities: BTreeMap<Holder, Known>,
     /// The pods of this node that slices name.
     pub(super) here: Here,
     /// UIDs that the source shows alive after their deletion, because a manifest was put back
@@ -45,6 +48,15 @@ pub struct World {
     pub(super) returned: BTreeSet<String>,
     /// For each namespace and pod name, the UID that has the name or had it last.
     pub(super) uids: HashMap<String, HashMap<String, String>>,
+}
+
+/// What is known of an object with authorities.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The last good authorities, PEM.
+    pub(super) good: Option<Arc<str>>,
+    /// What is wrong with the object now.
+    pub(super) bad: Option<String>,
 }
 
 /// What a batch of changes may have altered. It may name more than that, never less.

@@ -780,6 +780,7 @@ fn any_history() -> impl Strategy<Value = Vec<Vec<Change>>> {
 
 fn nothing() -> MergedService {
     MergedService {
+        authorities: None,
         object: service(&[]),
         ports: Vec::new(),
         warnings: Vec::new(),

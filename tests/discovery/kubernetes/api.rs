@@ -36,6 +36,8 @@ pub enum Kind {
     Pods,
     /// Only those that a listener names.
     Secrets,
+    /// Only those that a Service names.
+    ConfigMaps,
     /// Only where they are served.
     Ingresses,
     /// IngressClasses, where Ingress objects are served.

@@ -107,7 +107,8 @@ impl Source {
             Message::Standing(_)
             | Message::Problems(_)
             | Message::Published(_)
-            | Message::Certificate { .. } => {}
+            | Message::Certificate { .. }
+            | Message::Authorities { .. } => {}
         }
     }
 

@@ -1,10 +1,12 @@
-//! Secrets with certificates, which listeners name: each is watched alone, and what is known of it
-//! outlives it.
+//! Secrets with certificates, which listeners name, and Secrets and ConfigMaps with authorities, which
+//! Services name: each is watched alone, and what is known of it outlives it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ebbtide::cluster::api::connect;
+use ebbtide::command::demo::client::Client;
+use ebbtide::contract::authorities::{FoundAuthorities, Holder, HolderKind};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::secret::Found;
 use ebbtide::discovery::secrets;
@@ -12,8 +14,8 @@ use ebbtide::discovery::source::{InUse, Message};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Api, Kind};
-use super::rig::{Rig, shop};
+use super::api::{Api, Fault, Kind, Verb};
+use super::rig::{Rig, service, shop};
 use crate::support::wait::{eventually, soon};
 
 fn secret(name: &str, host: &str) -> Value {
@@ -45,6 +47,14 @@ impl Source {
     async fn next(&mut self) -> (String, Found) {
         match soon("a report", self.messages.recv()).await {
             Some(Message::Certificate { secret, found }) => (secret.to_string(), found),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What is reported next of an object with authorities.
+    async fn authorities(&mut self) -> (String, Option<FoundAuthorities>) {
+        match soon("a report", self.messages.recv()).await {
+            Some(Message::Authorities { holder, found }) => (holder.to_string(), found),
             other => panic!("{other:?}"),
         }
     }
@@ -150,6 +160,126 @@ async fn a_listener_has_the_secret_that_it_names_as_soon_as_there_is_one() {
     api.delete(Kind::Secrets, "web", "shop-tls");
     eventually("its end", async || {
         problems().iter().any(|it| it.error == missing)
+    })
+    .await;
+}
+
+fn config_map(name: &str, pem: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"namespace": "web", "name": name}, "data": {"ca.crt": pem},
+    })
+}
+
+fn authority() -> String {
+    let made = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap();
+    made.cert.pem()
+}
+
+fn naming(kinds: &[HolderKind]) -> InUse {
+    let holder = |kind: &HolderKind| Holder {
+        kind: *kind,
+        name: ObjectName::new("web", "ca"),
+    };
+    InUse {
+        holders: kinds.iter().map(holder).collect(),
+        ..InUse::default()
+    }
+}
+
+#[tokio::test]
+async fn only_the_objects_with_authorities_that_services_name_are_read_and_each_alone() {
+    let api = Api::start().await;
+    let (first, second) = (authority(), authority());
+    let mut secret = secret("ca", "a.example");
+    secret["data"]["ca.crt"] = json!(k8s_openapi::ByteString(first.clone().into_bytes()));
+    secret["type"] = "Opaque".into();
+    api.apply(&secret);
+    api.apply(&config_map("ca", "no PEM"));
+    let mut source = Source::start(&api, &[]);
+    source.in_use.send_replace(naming(&[HolderKind::Secret]));
+    let (holder, found) = source.authorities().await;
+    assert_eq!(holder, "Secret web/ca");
+    assert_eq!(&*found.unwrap().unwrap(), first);
+    // In place of the Secret, the ConfigMap of the same name.
+    source.in_use.send_replace(naming(&[HolderKind::ConfigMap]));
+    let gone = ("Secret web/ca".to_owned(), None);
+    assert_eq!(source.authorities().await, gone);
+    let (holder, found) = source.authorities().await;
+    assert_eq!(holder, "ConfigMap web/ca");
+    let error = found.unwrap().unwrap_err();
+    assert!(error.starts_with("ca.crt: "), "{error}");
+    api.apply(&config_map("ca", &second));
+    assert_eq!(&*source.authorities().await.1.unwrap().unwrap(), second);
+    api.delete(Kind::ConfigMaps, "web", "ca");
+    let error = source.authorities().await.1.unwrap().unwrap_err();
+    assert_eq!(error, "there is no such ConfigMap");
+
+    api.forbid(Kind::Secrets, Some("web"));
+    source
+        .in_use
+        .send_replace(naming(&[HolderKind::ConfigMap, HolderKind::Secret]));
+    let error = source.authorities().await.1.unwrap().unwrap_err();
+    let expected =
+        "it may not be read; grant get, list and watch for the Secret ca in namespace web";
+    assert!(error.starts_with(expected), "{error}");
+    assert_eq!(api.complaints(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn requests_wait_until_it_is_known_whom_the_endpoints_certificates_must_come_from() {
+    let api = shop(1).await;
+    let mut shop = service("shop");
+    let backend = r#"{"hostname": "shop.example", "caConfigMap": "ca"}"#;
+    shop["metadata"]["annotations"]["ebbtide.dev/backend-tls"] = backend.into();
+    shop["spec"]["ports"][0]["appProtocol"] = "https".into();
+    api.apply(&shop);
+    api.fault(Kind::ConfigMaps, Verb::List, Fault::Wait);
+    let rig = Rig::start(&api).await;
+    rig.shop(&[1]).await;
+    let port = || rig.port("shop").unwrap();
+    let waits = || port().policy.backend.as_ref().unwrap().waits;
+    assert!(waits());
+    let web = rig.running().listener("web").unwrap();
+    let client = tokio::spawn(async move {
+        let mut client = Client::connect(web).await.unwrap();
+        client.exchange("GET", "/", "", b"").await
+    });
+    let held = || port().metrics.held_now.get();
+    eventually("a request is held", async || held() == 1).await;
+    api.lift(Kind::ConfigMaps, Verb::List);
+    eventually("its end", async || held() == 0).await;
+    assert!(!waits());
+    let endpoint = "10.0.0.1".parse().unwrap();
+    let session = |what: &str| {
+        let refused = port()
+            .policy
+            .backend
+            .as_ref()
+            .unwrap()
+            .session(endpoint, false);
+        assert_eq!(refused.err().unwrap_or_default(), what);
+    };
+    session("ConfigMap web/ca: there is no such ConfigMap");
+    client.abort();
+    let is_ready = || {
+        let backend = port().policy.backend.clone().unwrap();
+        backend.session(endpoint, false).is_ok()
+    };
+    api.apply(&config_map("ca", &authority()));
+    eventually("authorities", async || is_ready()).await;
+    // What is known outlives the object.
+    api.delete(Kind::ConfigMaps, "web", "ca");
+    rig.barrier(&[]).await;
+    assert!(is_ready());
+    // Of another object nothing is known.
+    shop["metadata"]["annotations"]["ebbtide.dev/backend-tls"] =
+        backend.replace("ca\"}", "other\"}").into();
+    api.apply(&shop);
+    eventually("the other is missed", async || {
+        let backend = port().policy.backend.clone().unwrap();
+        let refused = backend.session(endpoint, false).err().unwrap_or_default();
+        refused == "ConfigMap web/other: there is no such ConfigMap"
     })
     .await;
 }

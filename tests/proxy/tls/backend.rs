@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use serde_json::json;
@@ -74,7 +75,16 @@ impl Secure {
 
 /// A proxy whose Service has this annotation, without a listener protocol of its own.
 async fn rig(backend: &str, app_protocol: &str, more: &[(&str, &str)], endpoint: &Scripted) -> Rig {
-    let folder = Folder::new();
+    rig_in(Folder::new(), backend, app_protocol, more, endpoint).await
+}
+
+async fn rig_in(
+    folder: Folder,
+    backend: &str,
+    app_protocol: &str,
+    more: &[(&str, &str)],
+    endpoint: &Scripted,
+) -> Rig {
     let mut annotations = json!({"ebbtide.dev/backend-tls": backend});
     for (name, value) in more {
         annotations[*name] = json!(value);
@@ -276,4 +286,134 @@ async fn a_port_of_another_kind_is_spoken_to_in_the_clear() {
     )
     .await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+fn holder(kind: &str, pem: &str) -> serde_json::Value {
+    let data = if kind == "Secret" {
+        "stringData"
+    } else {
+        "data"
+    };
+    json!({
+        "apiVersion": "v1", "kind": kind, "metadata": {"namespace": "web", "name": "shop-ca"},
+        data: {"ca.crt": pem},
+    })
+}
+
+#[tokio::test]
+async fn authorities_come_from_a_secret_or_a_config_map_and_none_goes_unverified_without() {
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    for (kind, field) in [("Secret", "caSecret"), ("ConfigMap", "caConfigMap")] {
+        let (right, wrong) = (Authority::new(), Authority::new());
+        let endpoint = Secure::answering(&right.sign(&["shop.example"])).await;
+        let backend = json!({field: "shop-ca", "hostname": "shop.example"}).to_string();
+        let rig = rig(&backend, "https", &[], &endpoint.scripted).await;
+        let answers = async |status: &str| {
+            eventually(status, async || {
+                let answer = raw(rig.web(), get).await.0;
+                answer.starts_with(&format!("HTTP/1.1 {status}"))
+            })
+            .await;
+        };
+        let missing = raw(rig.web(), get).await.0.to_lowercase();
+        assert!(missing.starts_with("http/1.1 502 "), "{missing}");
+        assert!(
+            missing.contains("x-ebbtide-reason: upstream_tls"),
+            "{missing}"
+        );
+        assert_eq!(endpoint.shaken.load(Ordering::SeqCst), 0);
+        // Of another kind with the same name.
+        let other = if kind == "Secret" {
+            "ConfigMap"
+        } else {
+            "Secret"
+        };
+        rig.write("other.json", &holder(other, &right.pem()));
+        rig.write("ca.json", &holder(kind, &wrong.pem()));
+        let port = || {
+            let key = ebbtide::contract::name::ObjectName::new("web", "shop").port(80);
+            rig.running().admin.snapshot.load().ports[&key].clone()
+        };
+        eventually("authorities", async || {
+            let backend = port().policy.backend.clone().unwrap();
+            backend
+                .session(endpoint.scripted.address.ip(), false)
+                .is_ok()
+        })
+        .await;
+        answers("502").await;
+        rig.write("ca.json", &holder(kind, &right.pem()));
+        answers("200").await;
+        // The last good ones stay.
+        let before = port().policy.backend.as_ref().unwrap().id;
+        let ca = rig.manifests().join("ca.json");
+        for (seconds, is_there) in [(3, true), (4, false)] {
+            match is_there {
+                true => rig.write("ca.json", &holder(kind, "broken")),
+                false => std::fs::remove_file(&ca).unwrap(),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let hold = format!("{seconds}s");
+            let annotations =
+                json!({"ebbtide.dev/backend-tls": backend, "ebbtide.dev/hold-timeout": hold});
+            let mut shop = service("shop", annotations);
+            shop["spec"]["ports"][0]["appProtocol"] = "https".into();
+            rig.write("service.json", &shop);
+            eventually("a later change", async || {
+                port().policy.hold_timeout == Duration::from_secs(seconds)
+            })
+            .await;
+            assert_eq!(port().policy.backend.as_ref().unwrap().id, before);
+        }
+        answers("200").await;
+    }
+}
+
+#[tokio::test]
+async fn a_response_goes_on_while_the_authorities_change() {
+    let (right, wrong) = (Authority::new(), Authority::new());
+    let (begun, goes_on) = (
+        Arc::new(tokio::sync::Notify::new()),
+        Arc::new(tokio::sync::Notify::new()),
+    );
+    let signals = (begun.clone(), goes_on.clone());
+    let endpoint = Secure::start(&right.sign(&["shop.example"]), move |mut stream| {
+        let (begun, goes_on) = signals.clone();
+        async move {
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+                .await;
+            let _ = stream.flush().await;
+            begun.notify_one();
+            goes_on.notified().await;
+            let _ = stream.write_all(b"half").await;
+            let _ = stream.flush().await;
+        }
+    })
+    .await;
+    let folder = Folder::new();
+    let backend = r#"{"caConfigMap": "shop-ca", "hostname": "shop.example"}"#;
+    folder.write("ca.json", &holder("ConfigMap", &right.pem()));
+    let rig = rig_in(folder, backend, "https", &[], &endpoint.scripted).await;
+    let mut client = TcpStream::connect(rig.web()).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    soon("half a response", begun.notified()).await;
+    rig.write("ca.json", &holder("ConfigMap", &wrong.pem()));
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    eventually("the endpoint is refused", async || {
+        let asked = raw(rig.web(), get);
+        let asked = tokio::time::timeout(Duration::from_secs(1), asked).await;
+        asked.is_ok_and(|it| it.0.starts_with("HTTP/1.1 502"))
+    })
+    .await;
+    goes_on.notify_one();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"halfhalf") {
+        let more = soon("the rest", client.read_buf(&mut answer))
+            .await
+            .unwrap();
+        assert!(more > 0, "{}", String::from_utf8_lossy(&answer));
+    }
 }

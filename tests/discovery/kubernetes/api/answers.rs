@@ -152,10 +152,11 @@ impl Api {
                     "forbidden: User \"ebbtide\" cannot list resource",
                 ));
             }
-            if kind == Kind::Secrets && (namespace.is_none() || selector.is_none()) {
+            let is_named = namespace.is_some() && selector.is_some();
+            if matches!(kind, Kind::Secrets | Kind::ConfigMaps) && !is_named {
                 state
                     .complaints
-                    .push(format!("Secrets without a name: {path}?{query}"));
+                    .push(format!("{kind:?} without a name: {path}?{query}"));
             }
             if kind == Kind::Pods && !accept.contains("as=PartialObjectMetadata") {
                 state.complaints.push(format!(
@@ -274,6 +275,7 @@ impl Api {
             Kind::Slices => ("discovery.k8s.io/v1", "EndpointSliceList"),
             Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
             Kind::Secrets => ("v1", "SecretList"),
+            Kind::ConfigMaps => ("v1", "ConfigMapList"),
             Kind::Ingresses => ("networking.k8s.io/v1", "IngressList"),
             Kind::Classes => ("networking.k8s.io/v1", "IngressClassList"),
             Kind::GatewayClasses => (GATEWAYS, "GatewayClassList"),

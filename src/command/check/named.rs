@@ -1,0 +1,71 @@
+//! What `ebbtide check` reads one by one, as a running proxy does: the Secrets that listeners name, and
+//! the Secrets and ConfigMaps that Services name for the authorities of their endpoints' certificates.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{Api, ListParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Client, Resource};
+
+use crate::cluster::api;
+use crate::cluster::rights::{self, Right};
+use crate::command::check::seen::Seen;
+use crate::config::backend::holder;
+use crate::config::settings::Config;
+use crate::contract::authorities::HolderKind;
+use crate::contract::name::ObjectName;
+use crate::discovery::object::Object;
+use crate::discovery::secret::{certificate, in_config_map, in_secret};
+
+/// Reads what listeners and the Services that were seen name.
+pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> kube::Result<()> {
+    for name in config.named_secrets() {
+        let found = one::<Secret>(client, "secrets", &name).await?;
+        if let Some(found) = found {
+            let found = found.and_then(|it| certificate(&it));
+            seen.contents.certificates.insert(name, found);
+        }
+    }
+    let named = seen.objects.iter().filter_map(|object| match object {
+        Object::Service(it) => holder(&it.annotations, &it.name.namespace),
+        _ => None,
+    });
+    for holder in named.collect::<BTreeSet<_>>() {
+        let (kind, name) = (holder.kind, &holder.name);
+        let found = match kind {
+            HolderKind::Secret => {
+                let found = one::<Secret>(client, "secrets", name).await?;
+                found.map(|it| it.and_then(|it| in_secret(&it)))
+            }
+            HolderKind::ConfigMap => {
+                let found = one::<ConfigMap>(client, "configmaps", name).await?;
+                found.map(|it| it.and_then(|it| in_config_map(&it)))
+            }
+        };
+        let found = found.unwrap_or_else(|| Err(format!("there is no such {kind:?}")));
+        seen.contents.authorities.insert(holder, found);
+    }
+    Ok(())
+}
+
+/// An object, if it exists, or which right is missing to read it.
+async fn one<K>(
+    client: &Client,
+    resource: &'static str,
+    name: &ObjectName,
+) -> kube::Result<Option<Result<K, String>>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug,
+    K: serde::de::DeserializeOwned,
+{
+    let right = Right::new("list watch", resource, Some(&name.namespace)).of(&name.name);
+    let missing = rights::missing(client, vec![right]).await?;
+    if let Some(right) = missing.first() {
+        let refused = format!("RBAC: may not {right}; grant it as deploy/README.md shows");
+        return Ok(Some(Err(refused)));
+    }
+    let api: Api<K> = api::objects(client, Some(&name.namespace));
+    let by_name = ListParams::default().fields(&format!("metadata.name={}", name.name));
+    Ok(api.list(&by_name).await?.items.pop().map(Ok))
+}
