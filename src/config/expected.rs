@@ -5,8 +5,6 @@
 
 use serde_json::Value;
 
-use crate::config::settings::Config;
-
 /// What the text of a fault lacks until the path of its field is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lacks {
@@ -20,8 +18,11 @@ pub(super) enum Lacks {
 
 impl Lacks {
     /// What follows the text, for the field at this path.
-    pub(super) fn of(self, path: &str) -> String {
-        let schema = Config::schema();
+    pub(super) fn of(self, path: &str, schema: fn() -> Value) -> String {
+        if self == Self::Nothing {
+            return String::new();
+        }
+        let schema = schema();
         let found = match self {
             Self::Nothing => None,
             Self::Bounds => at(path, &schema).and_then(bounds),
@@ -83,6 +84,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::settings::Config;
 
     fn error(path: &str, value: &str) -> String {
         let (section, field) = path.split_once('.').unwrap_or((path, ""));
@@ -160,6 +162,6 @@ mod tests {
             error.contains("listeners[0]: ") && error.contains("address, "),
             "{error}"
         );
-        assert_eq!(Lacks::Names.of("no.such[0].field"), "");
+        assert_eq!(Lacks::Names.of("no.such[0].field", Config::schema), "");
     }
 }

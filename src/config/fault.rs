@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::config::expected::Lacks;
 use crate::config::places::{Aim, Places};
 use crate::text::one_line;
@@ -63,8 +65,8 @@ impl Fault {
     }
 
     /// Adds the file and what is missing. The parser gives a place and no path; the checks give a
-    /// path and no place.
-    pub(super) fn placed(self, file: &Path, text: &str) -> Error {
+    /// path and no place. `schema` is made only for what a fault lacks.
+    pub(super) fn placed(self, file: &Path, text: &str, schema: fn() -> Value) -> Error {
         let places = Places::of(text);
         let (line, path) = match self.at {
             Some((at, aim @ Aim::Absent(_))) => {
@@ -77,7 +79,7 @@ impl Fault {
         Error {
             file: file.to_owned(),
             line,
-            what: one_line(&(self.what + &self.lacks.of(&path))),
+            what: one_line(&(self.what + &self.lacks.of(&path, schema))),
             path: one_line(&path),
         }
     }

@@ -35,7 +35,7 @@ impl Config {
         let folder = file.parent().unwrap_or(Path::new(""));
         raw::parse(text)
             .and_then(|raw| raw.check(folder))
-            .map_err(|fault| fault.placed(file, text))
+            .map_err(|fault| fault.placed(file, text, Self::schema))
     }
 
     /// The JSON Schema (2020-12) of the file that [`Config::load`] reads.
