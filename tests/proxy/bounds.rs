@@ -105,7 +105,7 @@ async fn the_effective_limit_is_what_descriptors_allow() {
     let folder = tempfile::tempdir().unwrap();
     let program = limited(BINARY.as_ref(), 600, folder.path());
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
-    let warning = &process.lines("more than the descriptor limit allows").await[0];
+    let warning = &process.lines("fewer clients than the default").await[0];
     // 24, 4 for each of 2 workers, an eighth, a listening socket for each worker, and two for each.
     assert_eq!(
         (&warning["limit"], &warning["descriptors"]),
