@@ -75,7 +75,7 @@ fn annotated(object: &Object) {
     let Object::Service(service) = object else {
         return;
     };
-    let (policy, warnings) = Policy::for_service(&CONFIG, &service.annotations);
+    let (policy, warnings) = Policy::for_service(&CONFIG, &service.annotations, None);
     assert!(
         (1..=10).contains(&policy.attempts)
             && policy.drain_timeout <= Duration::from_secs(24 * 3600)
