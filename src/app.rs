@@ -166,7 +166,6 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (in_use, used) = watch::channel(InUse {
         named: config.named_services(),
         secrets: config.named_secrets(),
-        holders: Default::default(),
         ..InUse::default()
     });
     let (events, event_queue) = match api_server.is_some() {

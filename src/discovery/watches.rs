@@ -200,8 +200,8 @@ impl Watches {
 
     /// Whether a watch may begin, or begin again, now. The watch of slices without the label follows
     /// the claims, which may be many at once: it waits until a list of Services, and its own last
-    /// one, is whole. The first lists of pods wait for those of slices: pods are many, and whoever
-    /// makes both lists at once (API server and this process) has the slices much later.
+    /// one, is whole. The first lists of pods wait for those of slices. Pods are many: listed beside the
+    /// slices, they would delay these by many seconds.
     fn may_begin(&self, key: &Key) -> bool {
         if key.kind == Kind::Pod {
             return self.synced || self.slices_have_come() || Instant::now() >= self.pods_begin();

@@ -104,6 +104,13 @@ impl Claims {
     }
 }
 
+impl Held {
+    /// Of which session it is.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let mut all = self.claims.lock();

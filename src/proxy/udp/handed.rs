@@ -82,11 +82,7 @@ pub fn adopt(worker: &Rc<Worker>, adopted: Adopted, held: Held) {
     let (Some(door), Some(socket)) = (worker.udp.door(listener.id), sockets.pop()) else {
         return;
     };
-    let key = Key {
-        listener: listener.id,
-        client: it.door.client,
-        asked: it.asked,
-    };
+    let key = held.key();
     if let Some(session) = worker.udp.find(&key) {
         // The client was faster, and has another endpoint. The old one may still answer.
         return serve_late(worker, &session, lease, socket, it.is_named);
