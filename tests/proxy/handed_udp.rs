@@ -148,6 +148,13 @@ async fn ends_well(process: &mut Process) {
     assert!(!process.proxy.log_tail().contains("cutting what is left"));
 }
 
+/// Returns when the process has ended. Before that, it may take a datagram and not answer.
+async fn is_killed(process: &mut Process) {
+    process.proxy.signal(Signal::KILL);
+    let ended = soon("the process's end", process.proxy.wait()).await;
+    assert!(!ended.unwrap().success());
+}
+
 async fn sessions(process: &Process) -> f64 {
     let all = |_: &str| true;
     let count = process.proxy.metric("ebbtide_udp_sessions", all).await;
@@ -223,16 +230,15 @@ async fn clients_that_never_stop_stay_where_they_are() {
 #[tokio::test]
 async fn a_process_that_is_killed_leaves_the_sockets_to_the_other_one() {
     let place = Place::new("").await;
-    let old = place.process().await;
+    let mut old = place.process().await;
     let clients = place.clients(20).await;
-    let new = place.process().await;
-    new.proxy.signal(Signal::KILL);
+    let mut new = place.process().await;
+    is_killed(&mut new).await;
     for client in &clients {
         assert_eq!(client.ask().await, client.first);
     }
-    drop(new);
     let new = place.process().await;
-    old.proxy.signal(Signal::KILL);
+    is_killed(&mut old).await;
     for client in &clients {
         client.ask().await;
     }
