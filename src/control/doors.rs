@@ -41,7 +41,7 @@ enum Said {
 pub(super) struct Inherited {
     /// The socket.
     pub(super) socket: OwnedFd,
-    /// Cancelled: it may be read.
+    /// Cancelled: it may be read, or the listener here has closed.
     pub(super) may_read: CancellationToken,
 }
 
@@ -111,7 +111,9 @@ impl Inheritance {
                 break;
             };
             let mut state = self.lock();
-            let waiting = state.waiting.remove(&door);
+            let mut waiting = state.waiting.remove(&door);
+            // The listener here has closed before it ever read.
+            waiting.take_if(|it| it.is_cancelled());
             if waiting.is_none()
                 && let Some(spare) = state.spare.get_mut(&door.listener)
             {

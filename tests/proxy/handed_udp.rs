@@ -11,7 +11,8 @@ use ebbtide::command::demo::proxy::Proxy;
 use ebbtide::net::handoff::Doorway;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinHandle;
 
 use crate::support::binary::BINARY;
 use crate::support::folder::{Ep, Folder};
@@ -116,6 +117,28 @@ impl Place {
         }
         clients
     }
+
+    /// Each asks again and again until `true` is stored, and counts its answers.
+    async fn clients_that_never_stop(
+        &self,
+        count: usize,
+    ) -> (Arc<AtomicBool>, Vec<JoinHandle<usize>>) {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let asking = (self.clients(count).await.into_iter()).map(|client| {
+            let is_over = is_over.clone();
+            tokio::spawn(async move {
+                let mut asked = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    assert_eq!(client.ask().await, client.first);
+                    asked += 1;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                asked
+            })
+        });
+        let asking = asking.collect();
+        (is_over, asking)
+    }
 }
 
 struct Client {
@@ -199,27 +222,49 @@ async fn a_client_keeps_its_endpoint_and_its_source_port_through_replacements() 
 async fn clients_that_never_stop_stay_where_they_are() {
     let place = Place::new("").await;
     let mut process = place.process().await;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let asking: Vec<_> = (place.clients(24).await.into_iter())
-        .map(|client| {
-            let is_over = is_over.clone();
-            tokio::spawn(async move {
-                let mut asked = 0;
-                while !is_over.load(Ordering::SeqCst) {
-                    assert_eq!(client.ask().await, client.first);
-                    asked += 1;
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                asked
-            })
-        })
-        .collect();
+    let (is_over, asking) = place.clients_that_never_stop(24).await;
     for _ in 0..3 {
         let next = place.process().await;
         process.proxy.signal(Signal::TERM);
         ends_well(&mut process).await;
         process = next;
     }
+    is_over.store(true, Ordering::SeqCst);
+    for client in asking {
+        assert!(client.await.unwrap() > 0);
+    }
+}
+
+/// A process that closes its listener before it ever read does not take its clients: the one that ends
+/// serves them.
+#[tokio::test]
+async fn a_listener_that_is_removed_before_it_reads_leaves_its_clients_where_they_are() {
+    let mut place = Place::new("").await;
+    let web = place.text.clone();
+    // It closes when the process leaves its sockets.
+    let own = "- {name: own, address: '127.0.0.1:0', service: web/shop, port: 53}\nadmin:";
+    place.text = web.replace("admin:", own);
+    let old = place.process().await;
+    place.text = web;
+    let new = place.process().await;
+    let (is_over, asking) = place.clients_that_never_stop(10).await;
+    let without = place.text.replace("name: web, ", "name: other, ");
+    let without = without.replace(&place.web.to_string(), "127.0.0.1:0");
+    std::fs::write(new.folder.path().join("ebbtide.yaml"), without).unwrap();
+    new.proxy.signal(Signal::HUP);
+    eventually("the listener is closed", async || {
+        let status = new.json("/api/v1/status").await;
+        let all = status["listeners"].as_array().unwrap();
+        all.iter().all(|it| it["name"] == "other")
+    })
+    .await;
+    old.proxy.signal(Signal::TERM);
+    let own = old.proxy.listeners["own"];
+    eventually("the old process accepts no more", async || {
+        TcpStream::connect(own).await.is_err()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     is_over.store(true, Ordering::SeqCst);
     for client in asking {
         assert!(client.await.unwrap() > 0);

@@ -47,7 +47,11 @@ pub async fn serve(
     if let Some(may_read) = may_read {
         tokio::select! {
             () = may_read.cancelled() => door.is_read.set(true),
-            () = stop.cancelled() => return worker.udp.close(door.spec.id),
+            () = stop.cancelled() => {
+                // Else the other process would be told that this one reads.
+                may_read.cancel();
+                return worker.udp.close(door.spec.id);
+            }
         }
     }
     tokio::select! {

@@ -9,13 +9,12 @@
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 
 use crate::hostile::alone::{Alone, alone};
 use crate::hostile::attacks::siege::add_hostile;
@@ -35,7 +34,7 @@ const MOST: usize = BURST as usize * 3 / 4;
 const TRIES: usize = 20;
 /// Only a broken program takes longer than this: the kernel's probes of a closed window are up to two
 /// minutes apart.
-const PATIENCE: Duration = Duration::from_secs(200);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// A state counts as still when this many looks, a millisecond apart, find it unchanged.
 const STILL: u32 = 40;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
@@ -144,8 +143,9 @@ impl Stage {
 
     /// One client of the burst, which sends these bytes.
     fn client(&self, bytes: &[u8]) -> TcpStream {
-        let mut client = TcpStream::connect(self.gate).unwrap();
-        small(&client);
+        let socket = socket();
+        socket.connect(&self.gate.into()).unwrap();
+        let mut client = TcpStream::from(socket);
         client.write_all(bytes).unwrap();
         client.set_nonblocking(true).unwrap();
         client
@@ -205,17 +205,23 @@ fn serve(
 }
 
 fn listen() -> TcpListener {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    small(&listener);
+    let listener = socket();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    listener.bind(&any.into()).unwrap();
     // Room for a burst that is accepted later.
-    rustix::net::listen(&listener, 1_024).unwrap();
-    listener
+    listener.listen(1_024).unwrap();
+    listener.into()
 }
 
-/// Small kernel buffers, so that the bytes wait before the proxy and in its pipes.
-fn small(socket: &impl AsFd) {
-    set_socket_recv_buffer_size(socket, 64 << 10).unwrap();
-    set_socket_send_buffer_size(socket, 64 << 10).unwrap();
+/// Small kernel buffers, so that the bytes wait before the proxy and in its pipes. Small segments:
+/// loopback's own are as large as these buffers, so that the kernel drops some, and tries again up to
+/// two minutes later.
+fn socket() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.set_send_buffer_size(64 << 10).unwrap();
+    socket.set_tcp_mss(1_460).unwrap();
+    socket
 }
 
 fn signal(pid: u32, signal: Signal) {
