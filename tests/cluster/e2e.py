@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I J K L M N O P SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J K L M N O P Q SLI] [--columns iptables,nftables,ebbtide] [--write]
 
-SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS, OWN_* and SLI_ROUNDS set one length each.
+SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS, HELD_ROLLOUTS, OWN_* and SLI_ROUNDS set one length each.
 OLD_IMAGE: see own.py.
 """
 import argparse
@@ -21,7 +21,7 @@ from calls import experiment_l
 from cost import experiment_g
 from datagrams import experiment_h
 from edge import experiment_k
-from held import experiment_p
+from held import experiment_p, experiment_q
 from own import experiment_o
 from redis import experiment_i
 from leader import experiment_n
@@ -39,6 +39,7 @@ LENGTHS = {
     "SECONDS": (60, 12, "each load of B and F, at least, and the changes of M, s"),
     "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
     "CALL_ROLLOUTS": (100, 3, "rolling updates in L"),
+    "HELD_ROLLOUTS": (100, 3, "rolling updates in Q"),
     "OWN_ROLLS": (10, 2, "rolls of the proxy itself in O"),
     "OWN_PAIRS": (1000, 100, "TCP connections in O"),
     "OWN_TUNNELS": (50, 5, "WebSocket tunnels in O"),
@@ -51,7 +52,7 @@ LENGTHS = {
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O", "P"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O", "P")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O", "P", "Q"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O", "P", "Q")}
 WORST_MS = 150
 EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
@@ -271,7 +272,7 @@ def experiment_e(out, column):
         if seen != reason:
             raise LabError(f"the container ended by {seen}, not by {reason}")
 
-    case("eviction by kubectl drain", drain_node)
+    case("eviction by kubectl drain", lambda: lab.drain_node("e"))
     case("force delete, grace 0", force_delete)
     case("kill -9 of a container", lambda: restarted("SIGKILL", "Error"))
     kubectl("delete", "pods", "-l", "app=e")  # so that the next crash is its pod's first, without back-off
@@ -294,21 +295,6 @@ def experiment_e(out, column):
         set_image("statefulset/e", "app:v2")
         rolled("statefulset/e")
     case("StatefulSet rolled, names reused", roll_stateful)
-
-
-def drain_node():
-    """The budget lets one pod go at a time. The node is uncordoned immediately, because it may be the only one."""
-    lab.apply({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "e", "namespace": lab.NAMESPACE},
-               "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "e"}}}})
-    lab.wait("the disruption budget", 20, lambda: lab.get("pdb", "e").get("status", {}).get("disruptionsAllowed"))
-    drain = lab.start(["kubectl", "drain", lab.NODE, "--pod-selector=app=e", "--timeout=90s"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    lab.wait("the node cordoned", 20, lambda: lab.get("node", lab.NODE)["spec"].get("unschedulable"))
-    kubectl("uncordon", lab.NODE)
-    output, _ = drain.communicate(timeout=100)
-    if drain.returncode:
-        raise LabError(f"kubectl drain failed: {output[-500:]}")
-    rolled("deployment/e")
-    kubectl("delete", "pdb", "e")
 
 
 def kubelet_outage():
@@ -387,7 +373,7 @@ def experiment_f(out, column):
     lab.clean()
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "O": experiment_o, "P": experiment_p, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "O": experiment_o, "P": experiment_p, "Q": experiment_q, "SLI": experiment_sli}
 
 
 def main():

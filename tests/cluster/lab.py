@@ -161,6 +161,21 @@ def set_image(target, image):
     kubectl("set", "image", target, "main=lab.local/" + image)
 
 
+def drain_node(app):
+    """The budget lets one pod go at a time. The node is uncordoned immediately, because it may be the only one."""
+    apply({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": app, "namespace": NAMESPACE},
+           "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": app}}}})
+    wait("the disruption budget", 20, lambda: get("pdb", app).get("status", {}).get("disruptionsAllowed"))
+    drain = start(["kubectl", "drain", NODE, f"--pod-selector=app={app}", "--timeout=90s"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait("the node cordoned", 20, lambda: get("node", NODE)["spec"].get("unschedulable"))
+    kubectl("uncordon", NODE)
+    output, _ = drain.communicate(timeout=100)
+    if drain.returncode:
+        raise LabError(f"kubectl drain failed: {output[-500:]}")
+    rolled("deployment/" + app, 180)
+    kubectl("delete", "pdb", app)
+
+
 def clean():
     kubectl("delete", "deployments,statefulsets,services,poddisruptionbudgets", "--all", "--timeout=60s", timeout=70)
     wait("all pods gone", 60, lambda: not get("pods")["items"])

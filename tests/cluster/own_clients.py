@@ -87,23 +87,25 @@ def frame(i, number, mask=b""):
     return bytes([0x81, len(text) | (0x80 if mask else 0)]) + mask + text
 
 
+def web_socket(port):
+    it = socket.create_connection((lab.NODE_IP, port), PATIENCE)
+    it.sendall(b"GET /echo HTTP/1.1\r\nHost: own\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+               b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        part = it.recv(4096)
+        if not part:
+            raise OSError(f"no WebSocket at port {port}: {head}")
+        head += part
+    if b" 101 " not in head or b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" not in head:
+        raise OSError(f"no WebSocket at port {port}: {head}")
+    return it
+
+
 def echoes(count, port):
     """WebSocket connections to the sample application."""
-    def connect(*_):
-        it = socket.create_connection((lab.NODE_IP, port), PATIENCE)
-        it.sendall(b"GET /echo HTTP/1.1\r\nHost: own\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                   b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            part = it.recv(4096)
-            if not part:
-                raise OSError(f"no WebSocket at port {port}: {head}")
-            head += part
-        if b" 101 " not in head or b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" not in head:
-            raise OSError(f"no WebSocket at port {port}: {head}")
-        return it
     # A mask of zeros leaves the text as it is.
-    return Talks(count, connect, lambda i, number: frame(i, number, bytes(4)), frame)
+    return Talks(count, lambda *_: web_socket(port), lambda i, number: frame(i, number, bytes(4)), frame)
 
 
 def counts(count, port):
@@ -173,6 +175,39 @@ def upload(mib, seconds):
         body = answer.read().decode()
         return "" if answer.status == 200 and body == sum_.hexdigest() else f"status {answer.status}, {body[:100]} instead of {sum_.hexdigest()}"
     return one
+
+
+class Visits(Worker):
+    """One short session of the echo after another: `seconds` of messages, and then the client ends it."""
+
+    def __init__(self, port, seconds):
+        self.port, self.seconds, self.sockets = port, seconds, 0
+        super().__init__()
+
+    def _run(self):
+        try:
+            it, over, number = web_socket(self.port), time.monotonic() + self.seconds, 0
+            self.sockets += 1
+            it.settimeout(PATIENCE)
+            while time.monotonic() < over and not self.ends:
+                number += 1
+                sent = time.monotonic()
+                it.sendall(frame(0, number, bytes(4)))
+                wanted, got = frame(0, number), b""
+                while len(got) < len(wanted):
+                    part = it.recv(len(wanted) - len(got))
+                    if not part:
+                        raise OSError(f"cut after {number} messages")
+                    got += part
+                if got != wanted:
+                    raise OSError(f"{got} instead of {wanted}")
+                self.slowest = max(self.slowest, time.monotonic() - sent)
+                time.sleep(0.2)
+            it.close()
+            self.answered += 1
+        except OSError as error:
+            self.errors.append(str(error))
+            time.sleep(0.1)
 
 
 class Group:
