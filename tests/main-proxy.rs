@@ -40,6 +40,7 @@ mod proxy {
     mod gateway;
     mod h2;
     mod handed;
+    mod handed_doors;
     mod handed_udp;
     mod history;
     mod hold;

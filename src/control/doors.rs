@@ -1,11 +1,13 @@
-//! The sockets of UDP listeners pass to the process that replaces this one when that begins, long before
-//! any client does.
+//! The sockets of listeners pass to the process that replaces this one when that begins, long before any
+//! client does.
 //!
-//! Invariant: a process that has got a socket does not read it before its predecessor has left it, or has
-//! ended. So a client stays with the process that has its session, and no datagram is lost between both.
+//! Invariant: a process that has got the socket of a UDP listener does not read it before its predecessor
+//! has left it, or has ended. So a client stays with the process that has its session, and no datagram is
+//! lost between both. Both accept from the socket of a TCP listener.
 //!
-//! With a socket of its own, the new process would get a part of the clients as soon as it binds, and
-//! would know nothing of their sessions.
+//! With a socket of its own, the new process would get a part of the UDP clients as soon as it binds, and
+//! would know nothing of their sessions. The connections in the queue of a socket of its own would die with
+//! it; and those that come to an old socket while it closes would wait for a second.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind};
@@ -18,12 +20,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::contract::policy::Transport;
 use crate::net::handoff::Channel;
 use crate::proxy::doors::{DoorName, Release};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
 /// What the new process asks. An old process that does not know it refuses it as an offer.
-pub(super) const ASK: &[u8] = br#""doors""#;
+const ASK: &[u8] = br#""listeners""#;
+/// What an earlier version asks: it knows the sockets of UDP listeners only.
+const ASK_UDP: &[u8] = br#""doors""#;
 
 /// What the old process says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,11 +42,11 @@ enum Said {
     Released(DoorName),
 }
 
-/// A socket that a predecessor reads.
+/// A socket that a predecessor has as well.
 pub(super) struct Inherited {
     /// The socket.
     pub(super) socket: OwnedFd,
-    /// Cancelled: it may be read, or the listener here has closed.
+    /// Cancelled: the predecessor reads it no more, or the listener here has closed.
     pub(super) may_read: CancellationToken,
 }
 
@@ -52,7 +57,7 @@ pub struct Inheritance(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     /// Those that no listener here has.
-    spare: HashMap<SocketAddr, HashMap<usize, Inherited>>,
+    spare: HashMap<(Transport, SocketAddr), HashMap<usize, Inherited>>,
     /// Those that a listener here has, and does not read yet.
     waiting: HashMap<DoorName, CancellationToken>,
 }
@@ -66,7 +71,7 @@ impl Inheritance {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             Err(error) => {
-                tracing::warn!(%error, "the process that this one replaces does not share its UDP sockets; each gets a part of the clients");
+                tracing::warn!(%error, "the process that this one replaces does not share its listening sockets; each gets a part of the clients");
             }
         }
         it
@@ -76,6 +81,7 @@ impl Inheritance {
         channel.set_patience(Some(PATIENCE))?;
         channel.receive()?.ok_or(ErrorKind::UnexpectedEof)?;
         channel.send(ASK, &[])?;
+        let mut asked = [ASK_UDP].into_iter();
         loop {
             let mut received = channel.receive()?.ok_or(ErrorKind::UnexpectedEof)?;
             match serde_json::from_slice(&received.bytes) {
@@ -86,13 +92,16 @@ impl Inheritance {
                         may_read: CancellationToken::new(),
                     };
                     let spare = &mut self.lock().spare;
-                    let of_listener = spare.entry(door.listener).or_default();
+                    let of_listener = spare.entry((door.transport, door.listener)).or_default();
                     of_listener.insert(door.worker, inherited);
                 }
                 Ok(Said::All) => break,
                 Ok(Said::Released(_)) => return Err(ErrorKind::InvalidData.into()),
                 // It is of an earlier version.
-                Err(_) => return Ok(()),
+                Err(_) => match asked.next() {
+                    Some(less) => channel.send(less, &[])?,
+                    None => return Ok(()),
+                },
             }
         }
         if !self.lock().spare.is_empty() {
@@ -115,7 +124,7 @@ impl Inheritance {
             // The listener here has closed before it ever read.
             waiting.take_if(|it| it.is_cancelled());
             if waiting.is_none()
-                && let Some(spare) = state.spare.get_mut(&door.listener)
+                && let Some(spare) = state.spare.get_mut(&(door.transport, door.listener))
             {
                 // No listener here wants it. Nobody would read it.
                 spare.remove(&door.worker);
@@ -133,14 +142,20 @@ impl Inheritance {
     }
 
     /// The sockets of the listener at this address, if there are `count` of them.
-    pub(super) fn take(&self, listener: SocketAddr, count: usize) -> Option<Vec<Inherited>> {
+    pub(super) fn take(
+        &self,
+        transport: Transport,
+        listener: SocketAddr,
+        count: usize,
+    ) -> Option<Vec<Inherited>> {
         let mut state = self.lock();
-        let all = state.spare.remove(&listener)?;
+        let all = state.spare.remove(&(transport, listener))?;
         if all.len() != count {
             return None;
         }
         for (worker, inherited) in &all {
             let door = DoorName {
+                transport,
                 listener,
                 worker: *worker,
             };
@@ -154,17 +169,29 @@ impl Inheritance {
     }
 }
 
-/// Gives a successor this process's sockets, and tells it which of them it may read. Returns when the
-/// successor has ended.
+/// The sockets that a process asks for with these bytes; `None`: they say something else.
+pub(super) fn asked(bytes: &[u8]) -> Option<&'static [Transport]> {
+    match bytes {
+        ASK => Some(&[Transport::Tcp, Transport::Udp]),
+        ASK_UDP => Some(&[Transport::Udp]),
+        _ => None,
+    }
+}
+
+/// Gives a successor this process's sockets of these transports, and tells it which of them it may read.
+/// Returns when the successor has ended.
 ///
 /// # Errors
 /// The successor does not answer. This process reads on.
-pub(super) fn give(channel: &Channel, shared: &Shared) -> io::Result<()> {
+pub(super) fn give(channel: &Channel, shared: &Shared, transports: &[Transport]) -> io::Result<()> {
     let (show, shown) = std::sync::mpsc::channel();
     shared.post_all(|| WorkerCommand::ShowDoors(show.clone()));
     drop(show);
     let mut given = HashSet::new();
     for (door, socket) in shown {
+        if !transports.contains(&door.transport) {
+            continue;
+        }
         channel.send(&serde_json::to_vec(&Said::Door(door))?, &[socket.as_fd()])?;
         given.insert(door);
     }

@@ -154,9 +154,9 @@ impl Taker {
         channel.send(&serde_json::to_vec(&hello)?, &[])?;
         let mut taken = 0;
         while let Some(received) = channel.receive()? {
-            if received.bytes == doors::ASK {
-                if let Err(error) = doors::give(channel, &self.shared) {
-                    tracing::debug!(%error, "a successor has ended, which shared the UDP sockets");
+            if let Some(transports) = doors::asked(&received.bytes) {
+                if let Err(error) = doors::give(channel, &self.shared, transports) {
+                    tracing::debug!(%error, "a successor has ended, which shared the listening sockets");
                 }
                 return Ok(None);
             }

@@ -102,10 +102,7 @@ impl Sockets {
         let (name, address, transport) = (&config.name, config.address, config.transport());
         let is_known = self.ports.contains_key(&(transport, address.port()));
         let id = self.next_id();
-        let inherited = match transport {
-            Transport::Udp => self.inheritance.take(address, count),
-            Transport::Tcp => None,
-        };
+        let inherited = self.inheritance.take(transport, address, count);
         // A predecessor's clients of TCP pass over. Those of UDP would be divided until it ends.
         let is_expected = inherited.is_some() || self.follows && transport == Transport::Tcp;
         let is_shared = !is_known && !is_expected && is_taken(transport, address);

@@ -1,21 +1,25 @@
 //! One worker's share of a listener: accepts on its own SO_REUSEPORT socket, and hands a connection
-//! over to a worker that has fewer.
+//! over to a worker that has fewer. The process that replaces this one accepts on it, too.
 //!
 //! Invariants: there are never more connections than permits. At the limit, or without descriptors,
 //! the loop waits instead of spinning. No Service port takes the last places from the others.
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::listener::{ListenerSpec, Serves};
+use crate::contract::policy::Transport;
 use crate::net::socket;
+use crate::proxy::doors::DoorName;
 use crate::proxy::session;
 use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
@@ -35,20 +39,62 @@ impl Drop for Accepting {
     }
 }
 
-/// Accepts until `stop`. Then serves what the kernel has accepted already, and closes.
-pub async fn accept_on(
+/// Accepts until `stop`. Then leaves the socket to the process that has it as well, or serves what the
+/// kernel has accepted already, and closes. `may_read` is cancelled when a predecessor that has the
+/// socket accepts no more.
+pub async fn serve(
     worker: Rc<Worker>,
     spec: Arc<ListenerSpec>,
-    socket: std::net::TcpListener,
+    socket: TcpListener,
+    may_read: Option<CancellationToken>,
     stop: CancellationToken,
 ) {
     let _accepting = Accepting::of(&spec);
     let socket = match socket::watch(socket) {
-        Ok(socket) => socket,
+        Ok(socket) => Rc::new(socket),
         Err(error) => {
             return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket");
         }
     };
+    let door = (spec.clone(), socket.clone());
+    worker.accepting.borrow_mut().insert(spec.id, door);
+    accept_until(&worker, &spec, &socket, &stop).await;
+    worker.accepting.borrow_mut().remove(&spec.id);
+    if let Some(may_read) = may_read.filter(|it| !it.is_cancelled()) {
+        // The predecessor goes on to accept. It must not be told that this process does.
+        return may_read.cancel();
+    }
+    if !worker.shared.doors.release(name(&worker, &spec)).await {
+        accept_the_rest(&worker, &spec, &socket).await;
+    }
+}
+
+/// Shows the sockets of TCP listeners that this worker accepts from.
+pub fn show_doors(worker: &Worker, show: &Sender<(DoorName, OwnedFd)>) {
+    for (spec, socket) in worker.accepting.borrow().values() {
+        if let Ok(copy) = socket.get_ref().as_fd().try_clone_to_owned() {
+            // Nobody may listen any more.
+            let _ = show.send((name(worker, spec), copy));
+        }
+    }
+}
+
+/// How another process knows the socket of a listener.
+fn name(worker: &Worker, spec: &ListenerSpec) -> DoorName {
+    DoorName {
+        transport: Transport::Tcp,
+        listener: spec.address,
+        worker: worker.index,
+    }
+}
+
+/// Accepts until `stop`, or until the socket fails.
+async fn accept_until(
+    worker: &Rc<Worker>,
+    spec: &Arc<ListenerSpec>,
+    socket: &AsyncFd<TcpListener>,
+    stop: &CancellationToken,
+) {
     let mut warned: Option<Instant> = None;
     loop {
         let mut ready = tokio::select! {
@@ -57,9 +103,9 @@ pub async fn accept_on(
                 Ok(ready) => ready,
                 Err(error) => return tracing::error!(listener = spec.name, %error, "the listening socket failed"),
             },
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return,
         };
-        while has_its_share(&worker, &spec) && !stop.is_cancelled() {
+        while has_its_share(worker, spec) && !stop.is_cancelled() {
             tokio::time::sleep(SHARE_PAUSE).await;
         }
         // The permit comes first: at the limit, connections wait in the kernel's queue.
@@ -68,12 +114,12 @@ pub async fn accept_on(
                 Ok(permit) => permit,
                 Err(_closed) => return,
             },
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return,
         };
         // A burst of new connections must not delay established ones.
         worker.accepts.turn().await;
         match socket::accept(socket.get_ref()) {
-            Ok(client) => hand_over(&worker, &spec, client, permit),
+            Ok(client) => hand_over(worker, spec, client, permit),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 ready.clear_ready();
             }
@@ -91,6 +137,14 @@ pub async fn accept_on(
             Err(_) => {}
         }
     }
+}
+
+/// Serves what the kernel has accepted already.
+async fn accept_the_rest(
+    worker: &Rc<Worker>,
+    spec: &Arc<ListenerSpec>,
+    socket: &AsyncFd<TcpListener>,
+) {
     match socket::ignore_new_connections(socket.get_ref()) {
         Ok(()) => tokio::time::sleep(HANDSHAKES).await,
         Err(error) => {
@@ -99,7 +153,7 @@ pub async fn accept_on(
     }
     while let Ok(permit) = worker.shared.connections.clone().acquire_owned().await {
         match socket::accept(socket.get_ref()) {
-            Ok(client) => hand_over(&worker, &spec, client, permit),
+            Ok(client) => hand_over(worker, spec, client, permit),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
             Err(error) if socket::is_shortage(&error) => {
                 drop::<OwnedSemaphorePermit>(permit);

@@ -1,10 +1,11 @@
-//! Sockets of UDP listeners that the process which replaces this one has as well: which of both reads.
+//! Sockets of listeners that the process which replaces this one has as well: which of both reads.
 //!
 //! Invariant: at every moment somebody reads. A worker reads until the other process has said that it
 //! reads from now on.
 //!
 //! They are the same sockets, so the kernel divides the clients as before, and what waits in a socket is
-//! nobody's loss.
+//! nobody's loss. From a TCP listener both processes accept: a connection in its queue goes to the one
+//! that is faster, or lives.
 
 use std::net::SocketAddr;
 use std::sync::mpsc::Sender;
@@ -13,14 +14,23 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::contract::policy::Transport;
+
 /// Which socket of the old process it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DoorName {
+    /// The listener's transport. An earlier version knows sockets of UDP listeners only.
+    #[serde(default = "udp")]
+    pub transport: Transport,
     /// The listener's address.
     pub listener: SocketAddr,
     /// The worker that reads it.
     pub worker: usize,
+}
+
+fn udp() -> Transport {
+    Transport::Udp
 }
 
 /// A worker wants to leave a socket to the other process.

@@ -79,7 +79,9 @@ impl Worker {
                 match spec.transport() {
                     Transport::Tcp => {
                         let socket = socket.into();
-                        tokio::task::spawn_local(accept::accept_on(worker, spec, socket, stop));
+                        tokio::task::spawn_local(accept::serve(
+                            worker, spec, socket, may_read, stop,
+                        ));
                     }
                     Transport::Udp => {
                         let socket = socket.into();
@@ -106,7 +108,10 @@ impl Worker {
             WorkerCommand::AdoptSession(adopted, held) => {
                 udp::handed::adopt(self, *adopted, held);
             }
-            WorkerCommand::ShowDoors(show) => udp::handed::show_doors(self, &show),
+            WorkerCommand::ShowDoors(show) => {
+                accept::show_doors(self, &show);
+                udp::handed::show_doors(self, &show);
+            }
             WorkerCommand::Claimed(key) => udp::handed::let_go(self, &key),
             WorkerCommand::HandOver => {
                 tokio::task::spawn_local(self.clone().offer_all());

@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::TcpListener;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +55,9 @@ pub struct Worker {
     pub(super) locals: RefCell<FxHashMap<EndpointId, Rc<Local>>>,
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     pub(super) listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
+    /// The TCP listeners that it accepts from.
+    pub(super) accepting:
+        RefCell<HashMap<ListenerId, (Arc<ListenerSpec>, Rc<AsyncFd<TcpListener>>)>>,
     pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
     /// Pipes for splice.
     pub pipes: Pipes,
@@ -102,6 +107,7 @@ impl Worker {
             locals: RefCell::default(),
             budgets: RefCell::default(),
             listeners: RefCell::default(),
+            accepting: RefCell::default(),
             routes: RefCell::default(),
             pipes: Pipes::default(),
             tiny_chunks: Rc::new(turns::Queue::new(TINY_CHUNKS)),

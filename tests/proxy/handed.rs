@@ -21,7 +21,7 @@ use crate::support::process::Process;
 use crate::support::wait::{eventually, soon};
 
 /// An endpoint that answers requests, opens tunnels, and then echoes. It sends a long stream for `flood`.
-struct App {
+pub(super) struct App {
     endpoint: Scripted,
     seen: Arc<Seen>,
 }
@@ -42,7 +42,7 @@ struct Seen {
 }
 
 impl App {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let seen = Arc::new(Seen::default());
         let shared = seen.clone();
         let endpoint =
@@ -100,15 +100,15 @@ fn flood() -> Vec<u8> {
 }
 
 /// The configuration of both processes: the same addresses.
-struct Place {
-    web: SocketAddr,
+pub(super) struct Place {
+    pub(super) web: SocketAddr,
     echo: SocketAddr,
     admin: SocketAddr,
-    text: String,
+    pub(super) text: String,
 }
 
 impl Place {
-    fn new(more: &str) -> Self {
+    pub(super) fn new(more: &str) -> Self {
         let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let [web, echo, admin] = free.map(|socket| socket.local_addr().unwrap());
         let text = format!(
@@ -125,7 +125,7 @@ impl Place {
         }
     }
 
-    async fn process(&self, app: &App) -> Process {
+    pub(super) async fn process(&self, app: &App) -> Process {
         let endpoints = [Ep::new("app", app.endpoint.address)];
         Process::run(&endpoints, &self.text, &["web", "echo"]).await
     }
@@ -143,7 +143,7 @@ async fn request(client: &mut TcpStream, rest: &[u8]) -> String {
     String::from_utf8_lossy(&buf[..n]).into_owned()
 }
 
-async fn get(client: &mut TcpStream, path: &str) -> String {
+pub(super) async fn get(client: &mut TcpStream, path: &str) -> String {
     request(
         client,
         format!("GET {path} HTTP/1.1\r\nhost: n\r\n\r\n").as_bytes(),
@@ -160,7 +160,7 @@ async fn echoes(client: &mut TcpStream, word: &[u8]) {
     assert_eq!(back, word);
 }
 
-async fn ends_well(process: &mut Process) {
+pub(super) async fn ends_well(process: &mut Process) {
     let status = soon("the process's end", process.proxy.wait()).await;
     assert!(status.unwrap().success());
 }

@@ -13,6 +13,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use crate::contract::endpoint::Lease;
+use crate::contract::policy::Transport;
 use crate::net::datagrams::Connected;
 use crate::proxy::claims::{Held, Key};
 use crate::proxy::doors::DoorName;
@@ -126,6 +127,7 @@ pub fn show_doors(worker: &Worker, show: &Sender<(DoorName, OwnedFd)>) {
 /// How the other process knows this socket.
 pub(super) fn name(worker: &Worker, door: &Door) -> DoorName {
     DoorName {
+        transport: Transport::Udp,
         listener: door.spec.address,
         worker: worker.index,
     }
