@@ -40,6 +40,9 @@ use crate::proxy::udp::sessions::Sessions;
 use crate::proxy::upstream::Local;
 use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
 
+/// A TCP listener that a worker accepts from, and its socket.
+pub(super) type Accepts = (Arc<ListenerSpec>, Rc<AsyncFd<TcpListener>>);
+
 /// One worker.
 pub struct Worker {
     /// Its place among the workers.
@@ -56,8 +59,7 @@ pub struct Worker {
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     pub(super) listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
     /// The TCP listeners that it accepts from.
-    pub(super) accepting:
-        RefCell<HashMap<ListenerId, (Arc<ListenerSpec>, Rc<AsyncFd<TcpListener>>)>>,
+    pub(super) accepting: RefCell<HashMap<ListenerId, Accepts>>,
     pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
     /// Pipes for splice.
     pub pipes: Pipes,
