@@ -16,9 +16,10 @@ use crate::routing::change::Change;
 use crate::routing::entry::Entry;
 use crate::routing::near::Hinted;
 use crate::routing::port::{PortEntry, Serving};
-use crate::routing::registry::{Identity, PodUid, Registry, identity};
+use crate::routing::registry::{Identity, Registry, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint};
 use crate::routing::world::objects::World;
+use crate::routing::world::pod_uid::PodUid;
 
 impl PortEntry {
     /// Brings the entries up to the port's merge. `news` is the difference from the last merge.

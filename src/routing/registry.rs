@@ -4,10 +4,7 @@
 //! Invariant: an endpoint is registered from its creation until its drain is over. An id is never
 //! used again. The endpoints themselves are kept by their ports.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,16 +12,13 @@ use tokio::sync::mpsc;
 
 use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
 use crate::contract::endpoint_list::EndpointList;
-use crate::contract::name::{ObjectName, PodRef, PortKey};
+use crate::contract::name::{ObjectName, PortKey};
 use crate::routing::world::merged::MergedEndpoint;
+use crate::routing::world::pod_uid::PodUid;
 
 /// Address and pod UID. They identify an entry of a port. An address that returns after its
 /// termination has the same identity and another [`EndpointId`] (contract 1.7).
 pub(super) type Identity = (SocketAddr, Option<PodUid>);
-
-/// The UID of a pod, without a copy of its text.
-#[derive(Debug, Clone)]
-pub(super) struct PodUid(Arc<PodRef>);
 
 /// Where an endpoint belongs.
 pub(super) struct Home {
@@ -137,42 +131,4 @@ pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
 /// The identity of an endpoint.
 pub(super) fn identity_of(endpoint: &Endpoint) -> Identity {
     (endpoint.address, endpoint.pod.clone().map(PodUid))
-}
-
-impl PodUid {
-    pub(super) fn as_str(&self) -> &str {
-        &self.0.uid
-    }
-}
-
-impl Borrow<str> for PodUid {
-    fn borrow(&self) -> &str {
-        self.as_str()
-    }
-}
-
-impl PartialEq for PodUid {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Eq for PodUid {}
-
-impl Hash for PodUid {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state);
-    }
-}
-
-impl PartialOrd for PodUid {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for PodUid {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.as_str().cmp(other.as_str())
-    }
 }
