@@ -99,9 +99,10 @@ impl World {
     }
 
     fn apply_service(&mut self, service: ServiceObject, touched: &mut Touched) {
-        if self.services.get(&service.name) != Some(&service) {
+        if self.service(&service.name) != Some(&service) {
             touched.services.insert(service.name.clone());
-            self.services.insert(service.name.clone(), service);
+            self.services
+                .insert(service.name.clone(), Box::new(service));
         }
     }
 
@@ -223,15 +224,13 @@ impl World {
                 (None, _) => {}
             }
         }
-        self.slices.insert(
-            name,
-            Slice {
-                object,
-                slots,
-                terminating_since,
-                warnings,
-            },
-        );
+        let slice = Box::new(Slice {
+            object,
+            slots,
+            terminating_since,
+            warnings,
+        });
+        self.slices.insert(name, slice);
     }
 
     fn remove_slice(&mut self, name: &ObjectName, received: Instant, touched: &mut Touched) {

@@ -45,7 +45,7 @@ impl World {
     /// not exist. A Service of type ExternalName gets no ports and a warning. The cost grows with
     /// the number of its endpoints.
     pub fn merge(&self, service: &ObjectName) -> Option<MergedService> {
-        let object = self.services.get(service)?.clone();
+        let object = self.service(service)?.clone();
         if object.external_name {
             let warnings = vec![format!(
                 "Service {service}: type ExternalName is refused, because it has no endpoints; use \

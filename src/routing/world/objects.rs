@@ -30,11 +30,12 @@ pub struct World {
     /// Whether the source is an API server. Then loopback endpoints are refused, and every pod is
     /// watched.
     pub(super) api_server: bool,
-    pub(super) services: HashMap<ObjectName, ServiceObject>,
+    /// Boxed, as the slices: a map that grows has room for twice as many.
+    pub(super) services: HashMap<ObjectName, Box<ServiceObject>>,
     pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
     pub(super) gateways: BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>>,
     pub(super) classes: BTreeMap<ObjectName, ClassObject>,
-    pub(super) slices: HashMap<Arc<ObjectName>, Slice>,
+    pub(super) slices: HashMap<Arc<ObjectName>, Box<Slice>>,
     /// For each Service, the names of its slices, sorted.
     pub(super) by_service: HashMap<ObjectName, Vec<Arc<ObjectName>>>,
     /// For each pod that slices name without a UID, these slices. For the others see [`Pod::named`].
@@ -141,7 +142,7 @@ impl World {
 
     /// The Service as the source gave it.
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceObject> {
-        self.services.get(name)
+        self.services.get(name).map(|service| &**service)
     }
 
     /// Every object of the Gateway API.
@@ -198,7 +199,7 @@ impl World {
     /// The slices of a Service, in the order of their names.
     pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
         let names = self.by_service.get(service).into_iter().flatten();
-        names.filter_map(|name| self.slices.get(name))
+        names.filter_map(|name| self.slices.get(name).map(|slice| &**slice))
     }
 
     /// What is known about the end of a pod. `pod` is its entry; `None` if there is none.
@@ -318,7 +319,7 @@ impl World {
             PodKey::Name(name) => self.naming.get(name),
         };
         let names = names.into_iter().flat_map(Counts::slices);
-        names.filter_map(|name| self.slices.get(name))
+        names.filter_map(|name| self.slices.get(name).map(|slice| &**slice))
     }
 }
 
