@@ -5,6 +5,7 @@
 //! The families, their names and their labels are in `observe/families.rs`.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 
 use crate::contract::reason::{CloseReason, DropReason, GrpcClass, Outcome, RetryReason, Trigger};
 
@@ -62,12 +63,8 @@ pub struct ServiceMetrics {
     /// [`ENDPOINT_STATES`](crate::observe::families::ENDPOINT_STATES). The admin pages set this gauge
     /// for each scrape.
     pub endpoints: [Gauge; 4],
-    /// Finished drains by [`Trigger`], then by [`Outcome`].
-    pub drains: [[Counter; Outcome::ALL.len()]; Trigger::ALL.len()],
-    /// Seconds from the beginning of a drain to the end of its last lease.
-    pub drain_duration: Histogram,
-    /// Seconds from a pod's deletion, by the source's clock, to the last dispatch to the pod.
-    pub deletion_lag: Histogram,
+    /// See [`ServiceMetrics::drains`].
+    drains: OnceLock<Box<Drains>>,
     /// Connections to endpoints that carry a request or a TCP connection now.
     pub upstream_active: Gauge,
     /// Idle pooled connections to endpoints.
@@ -86,6 +83,17 @@ pub struct ServiceMetrics {
     pub source_lost: Counter,
     /// UDP sessions that ended for a new one, because there was no place.
     pub udp_evicted: Counter,
+}
+
+/// The drains of one Service port.
+#[derive(Debug)]
+pub struct Drains {
+    /// Finished drains by [`Trigger`], then by [`Outcome`].
+    pub ended: [[Counter; Outcome::ALL.len()]; Trigger::ALL.len()],
+    /// Seconds from the beginning of a drain to the end of its last lease.
+    pub duration: Histogram,
+    /// Seconds from a pod's deletion, by the source's clock, to the last dispatch to the pod.
+    pub deletion_lag: Histogram,
 }
 
 impl Counter {
@@ -173,9 +181,7 @@ impl Default for ServiceMetrics {
             held_left: Counter::default(),
             held_now: Gauge::default(),
             endpoints: Default::default(),
-            drains: Default::default(),
-            drain_duration: Histogram::new(DRAIN),
-            deletion_lag: Histogram::new(LAG),
+            drains: OnceLock::new(),
             upstream_active: Gauge::default(),
             upstream_idle: Gauge::default(),
             datagrams: Default::default(),
@@ -189,7 +195,22 @@ impl Default for ServiceMetrics {
     }
 }
 
+impl Default for Drains {
+    fn default() -> Self {
+        Self {
+            ended: Default::default(),
+            duration: Histogram::new(DRAIN),
+            deletion_lag: Histogram::new(LAG),
+        }
+    }
+}
+
 impl ServiceMetrics {
+    /// Its drains so far. They are kept apart, because most ports of a cluster never have one.
+    pub fn drains(&self) -> &Drains {
+        self.drains.get().map_or(&NO_DRAINS, |drains| drains)
+    }
+
     /// Whether the port has had a client or a request. Only then its metrics are shown.
     pub fn is_used(&self) -> bool {
         let datagrams = self.datagrams.iter().chain(&self.datagrams_dropped);
@@ -249,11 +270,16 @@ impl ServiceMetrics {
         self.requests[usize::from((status / 100).clamp(1, 5)) - 1].inc();
     }
 
-    /// Counts a drain that has ended.
-    pub fn drained(&self, trigger: Trigger, outcome: Outcome) {
-        self.drains[trigger as usize][outcome as usize].inc();
+    /// Counts a drain that has ended. Returns where its times are counted.
+    pub fn drained(&self, trigger: Trigger, outcome: Outcome) -> &Drains {
+        let drains = self.drains.get_or_init(Box::default);
+        drains.ended[trigger as usize][outcome as usize].inc();
+        drains
     }
 }
+
+/// The drains of a port that has had none.
+static NO_DRAINS: LazyLock<Drains> = LazyLock::new(Drains::default);
 
 /// The largest number of bounds of a histogram.
 const MAX_BOUNDS: usize = 15;

@@ -10,7 +10,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -81,8 +81,8 @@ pub struct Endpoint {
     pub template_hash: Option<Arc<str>>,
     /// When what is still in flight is cut. Later values only shorten it (contract 1.4).
     deadline: Mutex<Option<Instant>>,
-    /// Cancelled at the drain deadline. Each worker holds a child token.
-    pub force: CancellationToken,
+    /// See [`Endpoint::force`]. Most endpoints of a cluster get nothing on a node, and have none.
+    force: OnceLock<CancellationToken>,
     /// Counts for the drain receipt.
     pub tally: Tally,
     notices: mpsc::UnboundedSender<Notice>,
@@ -141,7 +141,7 @@ impl Endpoint {
             removed: AtomicBool::new(false),
             latency: Latency::default(),
             deadline: Mutex::new(None),
-            force: CancellationToken::new(),
+            force: OnceLock::new(),
             tally: Tally::default(),
             notices,
         })
@@ -308,6 +308,11 @@ impl Endpoint {
     /// The moving average of this endpoint's response times.
     pub fn latency(&self) -> &Latency {
         &self.latency
+    }
+
+    /// Cancelled at the drain deadline. Each worker that uses the endpoint holds a child token.
+    pub fn force(&self) -> &CancellationToken {
+        self.force.get_or_init(CancellationToken::new)
     }
 
     /// When what is still in flight is cut; `None` while no drain has set a deadline.

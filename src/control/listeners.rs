@@ -252,7 +252,9 @@ impl Listeners {
         let address = config.address;
         let place = (config.transport(), address);
         let of_service = self.by_service.entry(config.service.clone());
-        of_service.or_default().push(key.clone());
+        let of_service = of_service.or_default();
+        of_service.reserve_exact(1);
+        of_service.push(key.clone());
         let listener = Box::new(Listener {
             config,
             protocol,
@@ -267,6 +269,7 @@ impl Listeners {
         }
         let claims = self.by_address.entry(place).or_default();
         if let Err(place) = claims.binary_search(&key) {
+            claims.reserve_exact(1);
             claims.insert(place, key.clone());
         }
         let mut claims = claims.iter().cloned();

@@ -66,7 +66,7 @@ impl Control {
                 let (name, uid) = self.world.pod_here(address)?;
                 (!uid.is_empty()).then(|| (name, uid.to_owned()))
             }
-            Who::Uid(uid) => Some((self.world.pod_name(&uid)?.clone(), uid)),
+            Who::Uid(uid) => Some((self.world.pod_name(&uid)?, uid)),
         }
     }
 

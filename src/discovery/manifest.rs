@@ -263,7 +263,8 @@ pub fn service(service: &Service, claim: &Claim) -> Result<ServiceObject, Invali
     let name = object_name(&service.metadata)?;
     let default = ServiceSpec::default();
     let spec = service.spec.as_ref().unwrap_or(&default);
-    let mut ports = Vec::new();
+    // With room for all, none is left over: these lists are kept for as long as the object.
+    let mut ports = Vec::with_capacity(spec.ports.as_ref().map_or(0, Vec::len));
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         if let Some(transport) = transport(port.protocol.as_deref()) {
             ports.push(service_port(port, transport, &format!("spec.ports[{i}]"))?);
@@ -342,9 +343,11 @@ pub fn slice(slice: &EndpointSlice, node: &Node) -> Result<SliceObject, Invalid>
             ports.push((port.name.clone().unwrap_or_default(), number));
         }
     }
+    ports.shrink_to_fit();
+    udp_ports.shrink_to_fit();
     let mut endpoints = Vec::new();
     if !fqdn {
-        endpoints.reserve(slice.endpoints.len());
+        endpoints.reserve_exact(slice.endpoints.len());
         for (i, endpoint) in slice.endpoints.iter().enumerate() {
             endpoints.push(slice_endpoint(endpoint, ipv6, i, node)?);
         }

@@ -341,20 +341,20 @@ const FAMILIES: &[Family] = &[
         help: "Drains that ended, by the signal that came first and by outcome.",
         series: Series::Counter(of_drains, |metrics, n| {
             let outcomes = Outcome::ALL.len();
-            metrics.drains[n / outcomes][n % outcomes].get()
+            metrics.drains().ended[n / outcomes][n % outcomes].get()
         }),
         over: Over::Both,
     },
     Family {
         name: "ebbtide_drain_duration_seconds",
         help: "Time from the beginning of an endpoint's drain to the end of its last connection or request.",
-        series: Series::Histogram(|metrics| &metrics.drain_duration),
+        series: Series::Histogram(|metrics| &metrics.drains().duration),
         over: Over::Both,
     },
     Family {
         name: "ebbtide_deletion_lag_seconds",
         help: "Time from a pod's deletion, by the source's clock, to the last dispatch to it.",
-        series: Series::Histogram(|metrics| &metrics.deletion_lag),
+        series: Series::Histogram(|metrics| &metrics.drains().deletion_lag),
         over: Over::Both,
     },
     Family {

@@ -251,7 +251,7 @@ impl Worker {
         let local = Rc::new(Local {
             endpoint: endpoint.clone(),
             dispatched: endpoint.tally.dispatched.of_worker(self.index),
-            force: endpoint.force.child_token(),
+            force: endpoint.force().child_token(),
             left: Arc::default(),
             idle: RefCell::default(),
             sources: RefCell::default(),

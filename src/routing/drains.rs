@@ -192,8 +192,8 @@ impl Log {
             .rollouts
             .drain_ended(&record.service.service, record.forced, Instant::now());
         let took = running.started.elapsed();
-        running.metrics.drained(running.trigger, outcome);
-        running.metrics.drain_duration.observe(took.as_secs_f64());
+        let counts = running.metrics.drained(running.trigger, outcome);
+        counts.duration.observe(took.as_secs_f64());
         let last_ms = running
             .endpoint
             .tally
@@ -201,10 +201,7 @@ impl Log {
             .load(Ordering::Relaxed)
             .saturating_sub(1);
         let lag_ms = last_ms.saturating_sub(millis(asked.unwrap_or(running.received)));
-        running
-            .metrics
-            .deletion_lag
-            .observe(lag_ms as f64 / 1_000.0);
+        counts.deletion_lag.observe(lag_ms as f64 / 1_000.0);
         Some((record, took))
     }
 

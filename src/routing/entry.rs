@@ -19,7 +19,7 @@ pub(super) struct Entry {
     /// A copy of the endpoint's own conditions, so that a scan of all entries follows no pointers.
     pub(super) conditions: Conditions,
     /// Its place in `PortEntry::usable`, if it is there.
-    pub(super) place: Option<usize>,
+    pub(super) place: Option<u32>,
     /// Its hints, and its places in `PortEntry::near`.
     pub(super) hinted: Hinted,
     /// Whether the last rebuild took the endpoint out of rotation. A new endpoint is out.

@@ -8,6 +8,7 @@
 pub mod change;
 pub mod classes;
 pub mod drains;
+mod entries;
 mod entry;
 pub mod gateway;
 mod near;

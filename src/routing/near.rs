@@ -16,7 +16,7 @@ pub(super) struct Hinted {
     pub(super) hints: Hints,
     /// The hints that are counted; none while the endpoint is not usable.
     counted: [Hint; 2],
-    places: [Option<usize>; 2],
+    places: [Option<u32>; 2],
 }
 
 /// The usable endpoints by their hints: for nodes, then for zones.
@@ -48,7 +48,7 @@ impl Hinted {
 
     /// Takes in that the endpoint has moved.
     pub(super) fn take(&mut self, moved: &Moved) {
-        self.places[moved.list] = Some(moved.place);
+        self.places[moved.list] = Some(moved.place as u32);
     }
 }
 
@@ -68,9 +68,12 @@ impl Near {
             by.hinted += usize::from(now != Hint::None);
             by.hinted -= usize::from(before != Hint::None);
             match (hinted.places[list], now == Hint::Here) {
-                (None, true) => hinted.places[list] = Some(by.here.push(endpoint.clone())),
+                (None, true) => {
+                    hinted.places[list] = Some(by.here.push(endpoint.clone()) as u32);
+                }
                 (Some(place), false) => {
                     hinted.places[list] = None;
+                    let place = place as usize;
                     let endpoint = by.here.swap_remove(place)?;
                     return Some(Moved {
                         list,

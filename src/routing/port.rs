@@ -6,7 +6,6 @@
 //! How a merge becomes changes of entries is in `routing/reconcile.rs`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +22,7 @@ use crate::contract::policy::{Policy, Protocol, Traffic};
 use crate::contract::snapshot::{Local, Place, Port, Presence};
 use crate::discovery::object::ServicePortObject;
 use crate::routing::change::Change;
+use crate::routing::entries::Entries;
 use crate::routing::entry::Entry;
 use crate::routing::near::{Moved, Near};
 use crate::routing::registry::{Identity, identity, identity_of};
@@ -109,11 +109,6 @@ pub(super) struct Spec {
     pub(super) source_ranges: Arc<[IpNet]>,
 }
 
-/// The hash has no random key. So the same events build the same table in the same order, and a
-/// seeded test can be run again. That is safe because the keys come from the source of truth, not
-/// from clients.
-type Entries = HashMap<Identity, Entry, BuildHasherDefault<DefaultHasher>>;
-
 impl PortEntry {
     /// A port without a spec and without endpoints.
     pub(super) fn new(
@@ -180,7 +175,9 @@ impl PortEntry {
         let usable = entry.is_usable();
         let moved = self.near.note(&entry.endpoint, &mut entry.hinted, usable);
         match (entry.place, usable) {
-            (None, true) => entry.place = Some(self.usable.push(entry.endpoint.clone())),
+            (None, true) => {
+                entry.place = Some(self.usable.push(entry.endpoint.clone()) as u32);
+            }
             (Some(place), false) => {
                 entry.place = None;
                 self.vacate(place);
@@ -206,8 +203,8 @@ impl PortEntry {
     }
 
     /// Removes a place in `usable`, and notes the new place of the endpoint that moves there.
-    fn vacate(&mut self, place: usize) {
-        if let Some(moved) = self.usable.swap_remove(place)
+    fn vacate(&mut self, place: u32) {
+        if let Some(moved) = self.usable.swap_remove(place as usize)
             && let Some(entry) = self.entries.get_mut(&identity_of(&moved))
         {
             entry.place = Some(place);
@@ -233,7 +230,7 @@ impl PortEntry {
         let looked_at = if serves.all() && self.served.all() {
             altered
         } else {
-            self.entries.keys().cloned().collect()
+            self.entries.identities().collect()
         };
         self.served = serves;
         for identity in looked_at {
@@ -271,7 +268,7 @@ impl PortEntry {
     fn is_in_order(&self, serves: Serving) -> bool {
         let usable = self
             .entries
-            .values()
+            .iter()
             .filter(|entry| entry.is_usable())
             .count();
         let going: HashSet<_> = self
@@ -285,16 +282,16 @@ impl PortEntry {
             && self.unlisted.iter().eq(self
                 .entries
                 .iter()
-                .filter(|(_, e)| !e.listed)
-                .map(|(i, _)| i)
-                .collect::<BTreeSet<_>>())
-            && self.entries.iter().all(|(identity, entry)| {
-                let place = entry.place.map(|place| self.usable[place].id);
+                .filter(|e| !e.listed)
+                .map(|e| identity_of(&e.endpoint))
+                .collect::<BTreeSet<_>>()
+                .iter())
+            && self.entries.iter().all(|entry| {
+                let place = entry.place.map(|place| self.usable[place as usize].id);
                 place == entry.is_usable().then_some(entry.endpoint.id)
-                    && identity_of(&entry.endpoint) == *identity
                     && entry.out != entry.stands(serves.instead_of(entry.local))
                     && (entry.terminating.is_none() || !serves.instead_of(entry.local))
-                    && entry.local == self.local.contains(identity)
+                    && entry.local == self.local.contains(&identity_of(&entry.endpoint))
             })
     }
 
@@ -306,7 +303,7 @@ impl PortEntry {
             let comes = entry.terminating.is_some() && entry.may_join();
             joins || comes || entry.is_usable() || entry.is_last_resort()
         };
-        let any = !self.usable.is_empty() || self.entries.values().any(present);
+        let any = !self.usable.is_empty() || self.entries.iter().any(present);
         let here = self.local_entries().any(present);
         let before = self.presence;
         for (presence, is_present) in self.presence.iter_mut().zip([any, here]) {
@@ -362,7 +359,7 @@ impl PortEntry {
             addresses,
             source_ranges,
         } = self.spec.as_ref()?;
-        let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
+        let resorts = self.entries.iter().filter(|entry| entry.is_last_resort());
         let last_resort = if self.served.any {
             EndpointList::default()
         } else {

@@ -16,9 +16,10 @@ use crate::routing::change::Change;
 use crate::routing::entry::Entry;
 use crate::routing::near::Hinted;
 use crate::routing::port::{PortEntry, Serving};
-use crate::routing::registry::{Identity, PodUid, Registry, identity};
+use crate::routing::registry::{Identity, Registry, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint};
 use crate::routing::world::objects::World;
+use crate::routing::world::pod_uid::PodUid;
 
 impl PortEntry {
     /// Brings the entries up to the port's merge. `news` is the difference from the last merge.
@@ -79,7 +80,7 @@ impl PortEntry {
                 // UID, an address that comes back is another generation, so the old one leaves.
                 change.leaves(entry.leaver(key, trigger));
             }
-            if !self.entries.contains_key(&identity) {
+            if !self.entries.contains(&identity) {
                 self.add(merged, registry);
             }
         }
@@ -106,7 +107,7 @@ impl PortEntry {
             let has_drained = self.ended.contains_key(&identity);
             let is_gone = has_drained && matches!(merged.fate, Fate::Deleted { .. });
             let is_over = is_gone || deadlines.any(|deadline| deadline <= change.received);
-            if self.entries.contains_key(&identity) || !merged.conditions.serving || is_over {
+            if self.entries.contains(&identity) || !merged.conditions.serving || is_over {
                 continue;
             }
             self.ended.remove(&identity);
@@ -201,7 +202,7 @@ impl PortEntry {
             expired: false,
             local: merged.local,
         };
-        self.entries.insert(identity(merged), entry);
+        self.entries.insert(entry);
         endpoint
     }
 

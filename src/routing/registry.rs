@@ -4,10 +4,7 @@
 //! Invariant: an endpoint is registered from its creation until its drain is over. An id is never
 //! used again. The endpoints themselves are kept by their ports.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,32 +12,34 @@ use tokio::sync::mpsc;
 
 use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
 use crate::contract::endpoint_list::EndpointList;
-use crate::contract::name::{ObjectName, PodRef, PortKey};
+use crate::contract::name::{ObjectName, PortKey};
 use crate::routing::world::merged::MergedEndpoint;
+use crate::routing::world::pod_uid::PodUid;
 
 /// Address and pod UID. They identify an entry of a port. An address that returns after its
 /// termination has the same identity and another [`EndpointId`] (contract 1.7).
 pub(super) type Identity = (SocketAddr, Option<PodUid>);
 
-/// The UID of a pod, without a copy of its text.
-#[derive(Debug, Clone)]
-pub(super) struct PodUid(Arc<PodRef>);
-
 /// Where an endpoint belongs.
 pub(super) struct Home {
     /// Its Service port.
     pub(super) key: Arc<PortKey>,
-    /// Its identity within the port.
-    pub(super) identity: Identity,
+    pub(super) endpoint: Arc<Endpoint>,
     /// Its place in the port's list of all endpoints.
     pub(super) place: usize,
+}
+
+/// The endpoints of a pod. Most pods have one.
+enum Ids {
+    One(EndpointId),
+    Some(Vec<EndpointId>),
 }
 
 /// All endpoints that exist, by id and by pod.
 pub(super) struct Registry {
     homes: HashMap<EndpointId, Home>,
     /// For each pod UID, its endpoints. A pod is in few Services, so a list costs less than a set.
-    by_pod: HashMap<PodUid, Vec<EndpointId>>,
+    by_pod: HashMap<PodUid, Ids>,
     next_id: u64,
     notices: mpsc::UnboundedSender<Notice>,
 }
@@ -73,14 +72,14 @@ impl Registry {
         );
         let home = Home {
             key: key.clone(),
-            identity: identity(merged),
+            endpoint: endpoint.clone(),
             place: all.push(endpoint.clone()),
         };
         self.homes.insert(endpoint.id, home);
         if let Some(pod) = merged.pod.as_ref().filter(|pod| !pod.uid.is_empty()) {
-            let ids = self.by_pod.entry(PodUid(pod.clone())).or_default();
-            ids.reserve_exact(1);
-            ids.push(endpoint.id);
+            let ids = self.by_pod.entry(PodUid(pod.clone()));
+            ids.and_modify(|ids| ids.add(endpoint.id))
+                .or_insert(Ids::One(endpoint.id));
         }
         endpoint
     }
@@ -97,8 +96,8 @@ impl Registry {
         if let Some(pod) = &endpoint.pod
             && let Some(ids) = self.by_pod.get_mut(pod.uid.as_str())
         {
-            ids.retain(|id| *id != endpoint.id);
-            if ids.is_empty() {
+            ids.remove(endpoint.id);
+            if ids.all().is_empty() {
                 self.by_pod.remove(pod.uid.as_str());
             }
         }
@@ -120,12 +119,35 @@ impl Registry {
 
     /// The endpoints of the pod with this UID.
     pub(super) fn endpoints_of(&self, uid: &str) -> impl Iterator<Item = EndpointId> {
-        self.by_pod.get(uid).into_iter().flatten().copied()
+        let ids = self.by_pod.get(uid).map(Ids::all);
+        ids.unwrap_or_default().iter().copied()
     }
 
     /// Whether no endpoint is registered.
     pub(super) fn is_empty(&self) -> bool {
         self.homes.is_empty() && self.by_pod.is_empty()
+    }
+}
+
+impl Ids {
+    fn all(&self) -> &[EndpointId] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Some(ids) => ids,
+        }
+    }
+
+    fn add(&mut self, id: EndpointId) {
+        *self = Self::Some([self.all(), &[id]].concat());
+    }
+
+    fn remove(&mut self, id: EndpointId) {
+        let mut ids = self.all().to_vec();
+        ids.retain(|it| *it != id);
+        *self = match ids[..] {
+            [id] => Self::One(id),
+            _ => Self::Some(ids),
+        };
     }
 }
 
@@ -137,42 +159,4 @@ pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
 /// The identity of an endpoint.
 pub(super) fn identity_of(endpoint: &Endpoint) -> Identity {
     (endpoint.address, endpoint.pod.clone().map(PodUid))
-}
-
-impl PodUid {
-    pub(super) fn as_str(&self) -> &str {
-        &self.0.uid
-    }
-}
-
-impl Borrow<str> for PodUid {
-    fn borrow(&self) -> &str {
-        self.as_str()
-    }
-}
-
-impl PartialEq for PodUid {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Eq for PodUid {}
-
-impl Hash for PodUid {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state);
-    }
-}
-
-impl PartialOrd for PodUid {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for PodUid {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.as_str().cmp(other.as_str())
-    }
 }

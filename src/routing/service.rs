@@ -88,7 +88,7 @@ impl ServiceEntry {
     /// deadline, and the drain timeout only where no pod is known (contract 1.7).
     pub(super) fn replace(&mut self, uid: Option<String>, world: &World, change: &mut Change) {
         for (key, port) in self.keyed_ports() {
-            for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
+            for identity in port.entries.identities().collect::<Vec<_>>() {
                 let Some(entry) = port.remove(&identity) else {
                     continue;
                 };

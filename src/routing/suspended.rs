@@ -17,12 +17,7 @@ impl RoutingTable {
     pub fn endpoints_of(&self, uid: &str) -> Vec<Arc<Endpoint>> {
         let homes = self.registry.endpoints_of(uid);
         let homes = homes.filter_map(|id| self.registry.home(id));
-        let found = homes.filter_map(|home| {
-            let ports = &self.services.get(&home.key.service)?.ports;
-            let port = ports.get(&home.key.id())?;
-            Some(port.all[home.place].clone())
-        });
-        found.collect()
+        homes.map(|home| home.endpoint.clone()).collect()
     }
 
     /// Suspends the endpoints of these pods, each until its moment or for longer if it is suspended for

@@ -25,7 +25,7 @@ use crate::routing::change::{Change, Chores, Leaver};
 use crate::routing::drains;
 use crate::routing::entry::Entry;
 use crate::routing::port::PortEntry;
-use crate::routing::registry::{Home, Registry};
+use crate::routing::registry::{Home, Registry, identity_of};
 use crate::routing::service::{Claim, ServiceEntry};
 use crate::routing::world::merged::MergedService;
 use crate::routing::world::objects::{Touched, World};
@@ -155,16 +155,17 @@ impl RoutingTable {
         id: EndpointId,
         change: impl FnOnce(&mut Entry),
     ) -> Option<PortKey> {
-        let Home { key, identity, .. } = self.registry.home(id)?;
+        let Home { key, endpoint, .. } = self.registry.home(id)?;
+        let identity = identity_of(endpoint);
         let port = self
             .services
             .get_mut(&key.service)?
             .ports
             .get_mut(&key.id())?;
         port.entries
-            .get(identity)
+            .get(&identity)
             .filter(|entry| entry.endpoint.id == id)?;
-        port.alter(identity, change);
+        port.alter(&identity, change);
         Some(PortKey::clone(key))
     }
 
@@ -196,7 +197,7 @@ impl RoutingTable {
             Some(key) => self.settle(&[key.service], Change::new(Instant::now())),
             None => Chores::default(),
         };
-        endpoint.force.cancel();
+        endpoint.force().cancel();
         chores
     }
 

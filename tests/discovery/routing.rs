@@ -436,7 +436,7 @@ fn an_endpoint_whose_pod_is_never_reported_is_drained_when_it_is_forgotten() {
             Some(rig.now + SECOND * DRAIN_TIMEOUT as u32)
         );
         rig.pass(SECOND * DRAIN_TIMEOUT as u32);
-        assert!(endpoint.force.is_cancelled());
+        assert!(endpoint.force().is_cancelled());
         drop(lease);
         rig.take_notices();
         assert_eq!(rig.drained, BTreeSet::from([endpoint.id]));

@@ -275,7 +275,7 @@ impl Rig {
             let endpoint = self.known[&id].clone();
             let chores = self.table.expire(&endpoint);
             self.start_chores(chores);
-            assert!(endpoint.force.is_cancelled());
+            assert!(endpoint.force().is_cancelled());
         }
     }
 

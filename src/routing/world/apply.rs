@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::contract::name::ObjectName;
@@ -13,7 +14,7 @@ use crate::discovery::object::{
     Change, ClassObject, IngressObject, Kind, Object, ServiceObject, SliceEndpoint, SliceObject,
 };
 use crate::routing::world::objects::{Touched, World, uid_of};
-use crate::routing::world::pods::PodKey;
+use crate::routing::world::pods::Pod;
 use crate::routing::world::slice::{Differences, Slice};
 
 impl World {
@@ -81,7 +82,7 @@ impl World {
     fn names(&self, kind: Kind) -> Vec<ObjectName> {
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
-            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().map(|it| (**it).clone()).collect(),
             Kind::Ingress => self.ingresses.keys().cloned().collect(),
             Kind::Gateway(kind) => {
                 let of_kind = self.gateways.keys().filter(|(it, _)| *it == kind);
@@ -90,19 +91,18 @@ impl World {
             Kind::IngressClass => self.classes.keys().cloned().collect(),
             Kind::Pod => self
                 .pods
-                .list
                 .iter()
-                .flatten()
                 .filter(|pod| pod.is_live())
-                .map(|pod| pod.name.clone())
+                .map(Pod::name)
                 .collect(),
         }
     }
 
     fn apply_service(&mut self, service: ServiceObject, touched: &mut Touched) {
-        if self.services.get(&service.name) != Some(&service) {
+        if self.service(&service.name) != Some(&service) {
             touched.services.insert(service.name.clone());
-            self.services.insert(service.name.clone(), service);
+            self.services
+                .insert(service.name.clone(), Box::new(service));
         }
     }
 
@@ -143,20 +143,27 @@ impl World {
     fn apply_slice(&mut self, mut object: SliceObject, received: Instant, touched: &mut Touched) {
         // The sort is stable: the first of two endpoints with one address stays first.
         object.endpoints.sort_by_key(|e| e.address);
-        let name = object.name.clone();
         if self
             .slices
-            .get(&name)
+            .get(&object.name)
             .is_some_and(|old| old.object == object)
         {
             return;
         }
-        let old = self.slices.remove(&name);
+        let (name, old) = match self.slices.remove_entry(&object.name) {
+            Some((name, old)) => (name, Some(old)),
+            None => (Arc::new(object.name.clone()), None),
+        };
         let before = old.as_ref().map_or(&[][..], |old| &old.object.endpoints);
         let differences = Differences::between(before, &object.endpoints);
         // New endpoints are added before old ones are removed, so that a pod that both versions of
         // the slice name is never without a slice.
-        self.name_pods(&name, differences.come(&object.endpoints), touched);
+        self.name_pods(
+            &name,
+            differences.come(&object.endpoints),
+            received,
+            touched,
+        );
         self.release_pods(&name, differences.gone(before), received, touched);
         let warnings = self.slice_warnings(&object);
         let some = old
@@ -166,10 +173,11 @@ impl World {
         let some = some.and_then(|_| differences.addresses(before, &object.endpoints));
         let service = object.service_name();
         if let Some(service) = service.clone() {
-            self.by_service
-                .entry(service.clone())
-                .or_default()
-                .insert(name.name.clone());
+            let slices = self.by_service.entry(service.clone()).or_default();
+            if let Err(place) = slices.binary_search(&name) {
+                slices.reserve_exact(1);
+                slices.insert(place, name.clone());
+            }
             match some {
                 Some(addresses) => touched.endpoints(service, addresses),
                 None => _ = touched.services.insert(service),
@@ -178,20 +186,23 @@ impl World {
         if let Some(left) = old.as_ref().and_then(|old| old.object.service_name())
             && Some(&left) != service.as_ref()
         {
-            self.unindex(&left, &name.name);
+            self.unindex(&left, &name);
             touched.services.insert(left);
         }
         let of_old = |place: usize| old.as_ref().and_then(|old| *old.slots.get(place)?);
         let mut slots = Vec::with_capacity(object.endpoints.len());
-        for (endpoint, kept) in object.endpoints.iter().zip(&differences.kept) {
+        for (endpoint, kept) in object.endpoints.iter_mut().zip(&differences.kept) {
             let pod = endpoint.pod.as_ref().filter(|pod| !pod.uid.is_empty());
-            slots.push(match kept {
+            let slot = match kept {
                 Some(place) => of_old(*place),
-                None => pod.map(|pod| {
-                    self.pods
-                        .slot_or_insert(&pod.uid, &name.namespace, &pod.name, received)
-                }),
-            });
+                None => pod.and_then(|pod| self.pods.slots.get(pod.uid.as_str()).copied()),
+            };
+            // The name and the UID of a pod are kept once, whoever names it.
+            let known = slot.and_then(|slot| self.pods.at(slot));
+            if let Some(known) = known.filter(|known| Some(&known.pod) == pod) {
+                endpoint.pod = Some(known.pod.clone());
+            }
+            slots.push(slot);
         }
         let mut terminating_since = HashMap::new();
         for (endpoint, slot) in object
@@ -213,15 +224,13 @@ impl World {
                 (None, _) => {}
             }
         }
-        self.slices.insert(
-            name,
-            Slice {
-                object,
-                slots,
-                terminating_since,
-                warnings,
-            },
-        );
+        let slice = Box::new(Slice {
+            object,
+            slots,
+            terminating_since,
+            warnings,
+        });
+        self.slices.insert(name, slice);
     }
 
     fn remove_slice(&mut self, name: &ObjectName, received: Instant, touched: &mut Touched) {
@@ -230,15 +239,15 @@ impl World {
         };
         self.release_pods(name, old.object.endpoints.iter(), received, touched);
         if let Some(service) = old.object.service_name() {
-            self.unindex(&service, &name.name);
+            self.unindex(&service, name);
             touched.services.insert(service);
         }
     }
 
     /// Removes a slice from the index of its Service.
-    fn unindex(&mut self, service: &ObjectName, slice: &str) {
+    fn unindex(&mut self, service: &ObjectName, slice: &ObjectName) {
         if let Some(names) = self.by_service.get_mut(service) {
-            names.remove(slice);
+            names.retain(|name| **name != *slice);
             if names.is_empty() {
                 self.by_service.remove(service);
             }
@@ -248,8 +257,9 @@ impl World {
     /// Notes that these endpoints of a slice name their pods.
     fn name_pods<'a>(
         &mut self,
-        slice: &ObjectName,
+        slice: &Arc<ObjectName>,
         endpoints: impl Iterator<Item = &'a SliceEndpoint>,
+        received: Instant,
         touched: &mut Touched,
     ) {
         for endpoint in endpoints {
@@ -259,16 +269,14 @@ impl World {
             if self.here.add(&slice.namespace, endpoint) {
                 touched.here.insert(endpoint.address);
             }
-            let naming = self
-                .naming
-                .entry(PodKey::of(pod, &slice.namespace))
-                .or_default();
-            match naming.iter_mut().find(|(name, _)| name == slice) {
-                Some((_, count)) => *count += 1,
-                None => {
-                    naming.reserve_exact(1);
-                    naming.push((slice.clone(), 1));
-                }
+            if pod.uid.is_empty() {
+                let name = ObjectName::new(&slice.namespace, &pod.name);
+                self.naming.entry(name).or_default().add(slice);
+                continue;
+            }
+            let slot = self.pods.slot_or_insert(&slice.namespace, pod, received);
+            if let Some(pod) = self.pods.at_mut(slot) {
+                pod.named.add(slice);
             }
         }
     }
@@ -289,22 +297,19 @@ impl World {
             if self.here.remove(&slice.namespace, endpoint) {
                 touched.here.insert(endpoint.address);
             }
-            let key = PodKey::of(pod, &slice.namespace);
-            let Some(naming) = self.naming.get_mut(&key) else {
-                continue;
-            };
-            if let Some(place) = naming.iter().position(|(name, _)| name == slice) {
-                naming[place].1 -= 1;
-                if naming[place].1 == 0 {
-                    naming.swap_remove(place);
+            if !pod.uid.is_empty() {
+                if let Some(known) = self.pods.get_mut(&pod.uid)
+                    && known.named.remove(slice)
+                {
+                    known.released = received;
                 }
+                continue;
             }
-            if naming.is_empty() {
-                self.naming.remove(&key);
-                let uid = match &key {
-                    PodKey::Uid(uid) => Some(uid.as_str()),
-                    PodKey::Name(name) => uid_of(&self.uids, name),
-                };
+            let name = ObjectName::new(&slice.namespace, &pod.name);
+            let naming = self.naming.get_mut(&name);
+            if naming.is_some_and(|naming| naming.remove(slice)) {
+                self.naming.remove(&name);
+                let uid = uid_of(&self.uids, &name.namespace, &name.name);
                 if let Some(pod) = uid.and_then(|uid| self.pods.get_mut(uid)) {
                     pod.released = received;
                 }

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::contract::name::ObjectName;
+use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::reason::Trigger;
 use crate::discovery::object::PodObject;
 use crate::routing::world::objects::{Touched, World, uid_of};
-use crate::routing::world::pods::{Pod, PodKey};
+use crate::routing::world::pod_uid::PodName;
+use crate::routing::world::pods::{Pod, PodKey, Slot};
 
 impl World {
     /// Takes in a Pod object. `received` is when its event arrived.
@@ -26,7 +27,7 @@ impl World {
         } else {
             object.uid.clone()
         };
-        let latest = uid_of(&self.uids, name).map(str::to_owned);
+        let latest = uid_of(&self.uids, &name.namespace, &name.name).map(str::to_owned);
         if self.pods.get(&uid).is_some_and(|pod| pod.gone) {
             // A UID ends once. If it is shown again, the event is a late repetition, or a manifest
             // was put back. The user needs a warning about the second.
@@ -35,42 +36,45 @@ impl World {
             }
             return;
         }
+        let known = self.pods.get(&uid).filter(|pod| pod.pod.name == name.name);
+        let named = known.map(|pod| pod.pod.clone()).unwrap_or_else(|| {
+            let (name, uid) = (name.name.clone(), uid.clone());
+            Arc::new(PodRef { name, uid })
+        });
         if latest.as_deref() != Some(&uid) {
             if let Some(old) = latest {
                 self.end_pod(&old, received, touched);
             }
-            self.uids
-                .entry(name.namespace.clone())
-                .or_default()
-                .insert(name.name.clone(), uid.clone());
+            let names = self.uids.entry(name.namespace.clone()).or_default();
+            names.replace(PodName(named.clone()));
             touched
                 .services
                 .extend(self.services_naming(&PodKey::Name(name.clone())));
         }
-        let slot = self
-            .pods
-            .slot_or_insert(&uid, &name.namespace, &name.name, received);
+        let slot = self.pods.slot_or_insert(&name.namespace, &named, received);
+        let namespace = self.pods.text(&name.namespace);
+        let hash = object.template_hash.map(|it| self.pods.text(&it));
         let Some(pod) = self.pods.at_mut(slot) else {
             return;
         };
         let before = pod.view();
-        pod.name = name.clone();
+        pod.rename(namespace, named);
         pod.held = true;
-        pod.template_hash = object.template_hash.map(Arc::from);
+        pod.template_hash = hash;
         pod.grace = object.spec_grace.or(pod.grace);
         let returned = pod.deletion_seen && object.deletion.is_none();
         if let Some(deletion) = object.deletion {
             pod.deletion_seen = true;
-            pod.asked = pod
-                .asked
-                .or(deletion.age.and_then(|age| received.checked_sub(age)));
+            let asked = deletion.age.and_then(|age| received.checked_sub(age));
+            let end = pod.end_mut();
+            end.asked = end.asked.or(asked);
             pod.trigger.get_or_insert(Trigger::PodDeleted);
             // The deletion may set another grace period than the spec.
             pod.grace = deletion.grace.or(pod.grace);
             let left = deletion.remaining.or(pod.grace);
             pod.shorten(received, left);
         }
-        if let Some(since) = pod.slice_terminating {
+        if let Some(since) = pod.end().slice_terminating {
             pod.shorten(since, pod.grace);
         }
         let changed = pod.view() != before;
@@ -88,7 +92,7 @@ impl World {
         received: Instant,
         touched: &mut Touched,
     ) {
-        if let Some(uid) = uid_of(&self.uids, name).map(str::to_owned) {
+        if let Some(uid) = uid_of(&self.uids, &name.namespace, &name.name).map(str::to_owned) {
             self.end_pod(&uid, received, touched);
         }
     }
@@ -97,14 +101,14 @@ impl World {
     /// still names, and what has ended, is remembered as before.
     pub(super) fn forget_pods(&mut self, namespace: &str, touched: &mut Touched) {
         let mut released = Vec::new();
-        for pod in self.pods.list.iter_mut().flatten() {
-            if pod.name.namespace == namespace && pod.is_live() {
+        for pod in self.pods.iter_mut() {
+            if pod.namespace() == namespace && pod.is_live() {
                 pod.held = false;
-                released.push(pod.name.clone());
+                released.push(pod.pod.clone());
             }
         }
-        for name in released {
-            if let Some(uid) = uid_of(&self.uids, &name).map(str::to_owned) {
+        for pod in released {
+            if let Some(uid) = uid_of(&self.uids, namespace, &pod.name).map(str::to_owned) {
                 self.touch_pod(&uid, touched);
             }
         }
@@ -142,18 +146,18 @@ impl World {
     pub(super) fn slice_terminates(
         &mut self,
         uid: &str,
-        slot: usize,
+        slot: Slot,
         received: Instant,
         touched: &mut Touched,
     ) {
         let Some(pod) = self
             .pods
             .at_mut(slot)
-            .filter(|pod| pod.slice_terminating.is_none())
+            .filter(|pod| pod.end().slice_terminating.is_none())
         else {
             return;
         };
-        pod.slice_terminating = Some(received);
+        pod.end_mut().slice_terminating = Some(received);
         pod.trigger.get_or_insert(Trigger::SliceTerminating);
         pod.shorten(received, pod.grace);
         self.touch_pod(uid, touched);
@@ -163,14 +167,14 @@ impl World {
     /// that pod has ended or the manifest takes its deletion back. Then the manifest is another
     /// pod.
     fn incarnation(&self, object: &PodObject) -> String {
-        let latest = uid_of(&self.uids, &object.name)
+        let latest = uid_of(&self.uids, &object.name.namespace, &object.name.name)
             .filter(|uid| uid.starts_with(&format!("{}#", object.name)));
         let same = |pod: &Pod| !pod.gone && (!pod.deletion_seen || object.deletion.is_some());
         match latest {
             Some(latest) if self.pods.get(latest).is_some_and(same) => latest.to_owned(),
             _ => (1u64..)
                 .map(|n| format!("{}#{n}", object.name))
-                .find(|uid| !self.pods.slots.contains_key(uid))
+                .find(|uid| !self.pods.slots.contains_key(uid.as_str()))
                 .unwrap_or_default(),
         }
     }

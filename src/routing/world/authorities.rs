@@ -22,7 +22,7 @@ impl World {
         found: Option<FoundAuthorities>,
         touched: &mut Touched,
     ) {
-        let names_it = |it: &&ServiceObject| holder_of(it).as_ref() == Some(holder);
+        let names_it = |it: &&Box<ServiceObject>| holder_of(it).as_ref() == Some(holder);
         let services = self.services.values().filter(names_it);
         touched.services.extend(services.map(|it| it.name.clone()));
         let Some(found) = found else {
@@ -43,7 +43,10 @@ impl World {
 
     /// Those that all Services name.
     pub fn holders(&self) -> BTreeSet<Holder> {
-        self.services.values().filter_map(holder_of).collect()
+        self.services
+            .values()
+            .filter_map(|it| holder_of(it))
+            .collect()
     }
 
     /// What is known of the authorities that a Service names, and a warning if that is not well.

@@ -33,11 +33,14 @@ impl Here {
         let is_new = places.is_empty();
         match places.iter_mut().find(|it| it.is(namespace, pod)) {
             Some(place) => place.count += 1,
-            None => places.push(Place {
-                namespace: namespace.to_owned(),
-                pod: pod.clone(),
-                count: 1,
-            }),
+            None => {
+                places.reserve_exact(1);
+                places.push(Place {
+                    namespace: namespace.to_owned(),
+                    pod: pod.clone(),
+                    count: 1,
+                });
+            }
         }
         is_new
     }

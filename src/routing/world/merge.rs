@@ -14,8 +14,8 @@ use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::reason::Trigger;
 use crate::discovery::object::{ServicePortObject, SliceEndpoint};
 use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
-use crate::routing::world::objects::World;
-use crate::routing::world::pods::{MARGIN, Pod};
+use crate::routing::world::objects::{World, uid_of};
+use crate::routing::world::pods::{MARGIN, Pod, Slot};
 use crate::routing::world::slice::Slice;
 
 /// Returns the entry that is in force at one address (contract 2.6). `entries` are all entries at
@@ -45,7 +45,7 @@ impl World {
     /// not exist. A Service of type ExternalName gets no ports and a warning. The cost grows with
     /// the number of its endpoints.
     pub fn merge(&self, service: &ObjectName) -> Option<MergedService> {
-        let object = self.services.get(service)?.clone();
+        let object = self.service(service)?.clone();
         if object.external_name {
             let warnings = vec![format!(
                 "Service {service}: type ExternalName is refused, because it has no endpoints; use \
@@ -183,18 +183,15 @@ impl World {
         &self,
         slice: &Slice,
         e: &SliceEndpoint,
-        slot: Option<usize>,
+        slot: Option<Slot>,
         port: u16,
     ) -> MergedEndpoint {
         let (uid, known) = match (&e.pod, slot) {
             (Some(pod), Some(slot)) => (pod.uid.as_str(), self.pods.at(slot)),
             (Some(pod), None) => {
-                let uid = self
-                    .uids
-                    .get(&slice.object.name.namespace)
-                    .and_then(|names| names.get(&pod.name));
+                let uid = uid_of(&self.uids, &slice.object.name.namespace, &pod.name);
                 (
-                    uid.map_or("", String::as_str),
+                    uid.unwrap_or_default(),
                     uid.and_then(|uid| self.pods.get(uid)),
                 )
             }

@@ -12,6 +12,7 @@ mod here;
 pub mod merge;
 pub mod merged;
 pub mod objects;
+pub(super) mod pod_uid;
 mod pods;
 mod slice;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! UID that terminates or ends never returns, and a drain deadline only becomes earlier. How an
 //! event changes the world is in `apply.rs` and `apply_pod.rs`, the merge itself in `merge.rs`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use crate::discovery::gateway::{GatewayKind, GatewayObject};
 use crate::discovery::object::{ClassObject, IngressObject, ServiceObject, SliceEndpoint};
 use crate::routing::world::here::Here;
 use crate::routing::world::merged::Fate;
+use crate::routing::world::pod_uid::PodName;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
 use crate::routing::world::slice::Slice;
 
@@ -29,15 +30,16 @@ pub struct World {
     /// Whether the source is an API server. Then loopback endpoints are refused, and every pod is
     /// watched.
     pub(super) api_server: bool,
-    pub(super) services: HashMap<ObjectName, ServiceObject>,
+    /// Boxed, as the slices: a map that grows has room for twice as many.
+    pub(super) services: HashMap<ObjectName, Box<ServiceObject>>,
     pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
     pub(super) gateways: BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>>,
     pub(super) classes: BTreeMap<ObjectName, ClassObject>,
-    pub(super) slices: HashMap<ObjectName, Slice>,
-    /// For each Service, the names of its slices.
-    pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
-    /// For each pod, the slices that name it, and how many endpoints of each slice do.
-    pub(super) naming: HashMap<PodKey, Counts>,
+    pub(super) slices: HashMap<Arc<ObjectName>, Box<Slice>>,
+    /// For each Service, the names of its slices, sorted.
+    pub(super) by_service: HashMap<ObjectName, Vec<Arc<ObjectName>>>,
+    /// For each pod that slices name without a UID, these slices. For the others see [`Pod::named`].
+    pub(super) naming: HashMap<ObjectName, Counts>,
     pub(super) pods: Pods,
     /// What is known of objects with authorities.
     pub(super) authorities: BTreeMap<Holder, Known>,
@@ -46,9 +48,11 @@ pub struct World {
     /// UIDs that the source shows alive after their deletion, because a manifest was put back
     /// unchanged.
     pub(super) returned: BTreeSet<String>,
-    /// For each namespace and pod name, the UID that has the name or had it last.
-    pub(super) uids: HashMap<String, HashMap<String, String>>,
+    pub(super) uids: Uids,
 }
+
+/// For each namespace and pod name, the UID that has the name or had it last.
+pub(super) type Uids = HashMap<String, HashSet<PodName>>;
 
 /// What is known of an object with authorities.
 #[derive(Debug, Default)]
@@ -105,7 +109,7 @@ impl World {
     /// When the deletion of the pod with this UID was requested, by the source's clock; `None` if
     /// that is not known.
     pub fn deletion_asked(&self, uid: &str) -> Option<Instant> {
-        self.pods.get(uid)?.asked
+        self.pods.get(uid)?.end().asked
     }
 
     /// The pod of this node that has an address; of several, the one that a slice named last.
@@ -119,14 +123,13 @@ impl World {
             return false;
         };
         let keys = [PodKey::Uid(uid.to_owned()), PodKey::Name(pod)];
-        let slices = keys.iter().filter_map(|key| self.naming.get(key)).flatten();
-        let mut slices = slices.filter_map(|(name, _)| self.slices.get(name));
+        let mut slices = keys.iter().flat_map(|key| self.slices_naming(key));
         slices.any(|slice| slice.object.ports.iter().any(|(_, number)| *number == port))
     }
 
     /// The name of the pod with this UID, if it is known.
-    pub fn pod_name(&self, uid: &str) -> Option<&ObjectName> {
-        Some(&self.pods.get(uid)?.name)
+    pub fn pod_name(&self, uid: &str) -> Option<ObjectName> {
+        Some(self.pods.get(uid)?.name())
     }
 
     /// The names of the ports over one transport in the slices of a Service. The empty name is a port
@@ -139,7 +142,7 @@ impl World {
 
     /// The Service as the source gave it.
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceObject> {
-        self.services.get(name)
+        self.services.get(name).map(|service| &**service)
     }
 
     /// Every object of the Gateway API.
@@ -178,14 +181,13 @@ impl World {
             if pod.is_live() || now.saturating_duration_since(pod.released) < MEMORY {
                 return true;
             }
-            let latest = uid_of(uids, &pod.name) == Some(uid);
-            let named = naming.contains_key(&PodKey::Uid(uid.to_owned()))
-                || latest && naming.contains_key(&PodKey::Name(pod.name.clone()));
+            let latest = uid_of(uids, pod.namespace(), &pod.pod.name) == Some(uid);
+            let named = !pod.named.is_empty() || latest && naming.contains_key(&pod.name());
             if !named {
                 touched.pods.insert(uid.to_owned());
                 returned.remove(uid);
-                if let Some(names) = uids.get_mut(&pod.name.namespace).filter(|_| latest) {
-                    names.remove(&pod.name.name);
+                if let Some(names) = uids.get_mut(pod.namespace()).filter(|_| latest) {
+                    names.remove(pod.pod.name.as_str());
                 }
             }
             named
@@ -197,22 +199,23 @@ impl World {
     /// The slices of a Service, in the order of their names.
     pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
         let names = self.by_service.get(service).into_iter().flatten();
-        names.filter_map(|name| self.slices.get(&ObjectName::new(&service.namespace, name)))
+        names.filter_map(|name| self.slices.get(name).map(|slice| &**slice))
     }
 
     /// What is known about the end of a pod. `pod` is its entry; `None` if there is none.
     pub(super) fn fate_of(&self, pod: Option<&Pod>) -> Fate {
         match pod {
             Some(pod) if pod.gone => Fate::Deleted {
-                deadline: pod.deadline,
+                deadline: pod.end().deadline,
             },
-            Some(Pod {
-                held,
-                trigger: Some(trigger),
-                deadline,
-                ..
-            }) if *held || self.api_server => Fate::Terminating {
-                deadline: *deadline,
+            Some(
+                pod @ Pod {
+                    held,
+                    trigger: Some(trigger),
+                    ..
+                },
+            ) if *held || self.api_server => Fate::Terminating {
+                deadline: pod.end().deadline,
                 trigger: *trigger,
             },
             Some(pod) if pod.held => Fate::Alive,
@@ -227,7 +230,7 @@ impl World {
             self.services_naming(&PodKey::Uid(uid.to_string()))
                 .any(|s| s == *service)
                 || self
-                    .services_naming(&PodKey::Name(pod.name.clone()))
+                    .services_naming(&PodKey::Name(pod.name()))
                     .any(|s| s == *service)
         };
         let pods = self.returned.iter();
@@ -236,7 +239,7 @@ impl World {
             format!(
                 "Pod {} is shown again after its deletion: metadata.uid {uid} has ended, give the \
                  Pod another one",
-                pod.name
+                pod.name()
             )
         })
     }
@@ -264,13 +267,7 @@ impl World {
     pub(super) fn touch_pod(&self, uid: &str, touched: &mut Touched) {
         touched.pods.insert(uid.to_owned());
         for key in self.keys_of(uid) {
-            for slice in self
-                .naming
-                .get(&key)
-                .into_iter()
-                .flatten()
-                .filter_map(|(name, _)| self.slices.get(name))
-            {
+            for slice in self.slices_naming(&key) {
                 let of_it = |e: &&SliceEndpoint| e.pod.as_ref().is_some_and(|pod| key.names(pod));
                 if let Some(service) = slice.object.service_name() {
                     touched.endpoints(
@@ -301,8 +298,8 @@ impl World {
         let latest = self
             .pods
             .get(uid)
-            .filter(|pod| uid_of(&self.uids, &pod.name) == Some(uid));
-        let by_name = latest.map(|pod| PodKey::Name(pod.name.clone()));
+            .filter(|pod| uid_of(&self.uids, pod.namespace(), &pod.pod.name) == Some(uid));
+        let by_name = latest.map(|pod| PodKey::Name(pod.name()));
         std::iter::once(PodKey::Uid(uid.to_owned())).chain(by_name)
     }
 
@@ -311,8 +308,18 @@ impl World {
         &'a self,
         key: &PodKey,
     ) -> impl Iterator<Item = ObjectName> + use<'a> {
-        let slices = self.naming.get(key).into_iter().flatten();
-        slices.filter_map(|(name, _)| self.slices.get(name)?.object.service_name())
+        let slices = self.slices_naming(key);
+        slices.filter_map(|slice| slice.object.service_name())
+    }
+
+    /// The slices that name the pod by this key.
+    fn slices_naming<'a>(&'a self, key: &PodKey) -> impl Iterator<Item = &'a Slice> + use<'a> {
+        let names = match key {
+            PodKey::Uid(uid) => self.pods.get(uid).map(|pod| &pod.named),
+            PodKey::Name(name) => self.naming.get(name),
+        };
+        let names = names.into_iter().flat_map(Counts::slices);
+        names.filter_map(|name| self.slices.get(name).map(|slice| &**slice))
     }
 }
 
@@ -328,11 +335,8 @@ impl Touched {
 }
 
 /// The UID that has a pod name or had it last.
-pub(super) fn uid_of<'a>(
-    uids: &'a HashMap<String, HashMap<String, String>>,
-    name: &ObjectName,
-) -> Option<&'a str> {
-    Some(uids.get(&name.namespace)?.get(&name.name)?.as_str())
+pub(super) fn uid_of<'a>(uids: &'a Uids, namespace: &str, name: &str) -> Option<&'a str> {
+    Some(&uids.get(namespace)?.get(name)?.0.uid)
 }
 
 /// How long a UID is remembered after the last slice stopped naming it and its Pod object was

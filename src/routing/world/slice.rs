@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::contract::name::{ObjectName, PodRef};
 use crate::discovery::object::{SliceEndpoint, SliceObject};
+use crate::routing::world::pods::Slot;
 
 /// A slice, with what is remembered from its arrival.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(super) struct Slice {
     /// For each endpoint, the slot of its pod in `Pods`; `None` where the slice gives no UID. The
     /// slots stay valid while this slice is in the world, because a pod that a slice names is not
     /// forgotten.
-    pub(super) slots: Vec<Option<usize>>,
+    pub(super) slots: Vec<Option<Slot>>,
     /// When each endpoint that terminates, and whose pod has no UID, was first shown terminating.
     pub(super) terminating_since: HashMap<IpAddr, Instant>,
     /// What the slice has that is refused.

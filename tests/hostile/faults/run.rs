@@ -450,7 +450,7 @@ impl Run<'_> {
     fn cut(&mut self) {
         let late = self
             .flights
-            .extract_if(.., |flight| flight.lease.endpoint().force.is_cancelled());
+            .extract_if(.., |flight| flight.lease.endpoint().force().is_cancelled());
         for flight in late.collect::<Vec<_>>() {
             self.figures.cut += 1;
             self.lose(flight);
@@ -668,7 +668,7 @@ impl Run<'_> {
     fn look_at_deadline(&self, id: EndpointId, endpoint: &Endpoint) {
         let uid = named(endpoint).1;
         let ended_at = self.reported.ended.get(&uid);
-        if endpoint.force.is_cancelled() {
+        if endpoint.force().is_cancelled() {
             assert!(
                 ended_at.is_some(),
                 "{id:?} was cut, and no signal reported that its pod ends"
@@ -688,7 +688,7 @@ impl Run<'_> {
         // Once the end of the pod and its grace period are reported, there is a deadline.
         if let (Some(ended), Some(held)) = (ended_at, self.reported.held.get(&uid)) {
             let latest = *ended.max(held) + GRACE + 3 * SECOND;
-            let cut = endpoint.force.is_cancelled() || endpoint.leases() == 0;
+            let cut = endpoint.force().is_cancelled() || endpoint.leases() == 0;
             assert!(
                 self.rig.now < latest || cut,
                 "{id:?} runs on past the end of its pod's grace period"
