@@ -90,6 +90,9 @@ pub struct Cors {
     /// How long a browser may keep what it was told, in seconds.
     #[serde(default = "max_age")]
     pub max_age: u32,
+    /// A `*` in an origin stands for one label, as with ingress-nginx. Otherwise for any number of them.
+    #[serde(skip)]
+    pub one_label: bool,
 }
 
 /// The API's default.

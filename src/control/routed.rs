@@ -201,6 +201,8 @@ fn or_redirect(action: &Arc<Action>, route: &Route<'_>) -> Arc<Action> {
         filters: filters(&Filters {
             redirect: Some(redirect),
             source_ranges: route.filters.source_ranges.clone(),
+            // A browser does not follow a redirect of what it asks before a request.
+            cors: route.filters.cors.clone(),
             ..Filters::default()
         }),
         ends_tls: false,

@@ -13,7 +13,7 @@ use crate::contract::policy::Protocol;
 use crate::contract::route::{Rule, Wants};
 use crate::discovery::object::{BackendRef, IngressObject};
 use crate::routing::classes::Classes;
-use crate::routing::nginx::Keys;
+use crate::routing::nginx::keys::Keys;
 
 /// The rules of all Ingress objects that are ours.
 #[derive(Debug, Default, PartialEq, Eq)]

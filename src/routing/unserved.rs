@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Transport};
 use crate::discovery::object::{BackendRef, IngressObject, ServiceObject};
-use crate::routing::nginx::{Keys, PREFIX};
+use crate::routing::nginx::keys::{Keys, PREFIX};
 
 /// Each field and annotation that asks for what is not served, and each Service, port and Secret that is
 /// missing. `nginx`: annotations of ingress-nginx count. `lacks` says what is wrong with a Secret.

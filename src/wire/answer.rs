@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-/// As [`write_answer`], with these fields.
+/// As [`write_answer`], with these fields. One with a control byte in its value is left out.
 pub fn write_with(
     status: u16,
     reason: &str,
@@ -14,6 +14,7 @@ pub fn write_with(
 ) {
     let lines = fields.iter();
     let lines: String = lines
+        .filter(|(_, value)| !value.bytes().any(|it| it.is_ascii_control()))
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
     write(status, reason, &lines, close, head_only, out);

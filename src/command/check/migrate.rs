@@ -6,7 +6,7 @@ use crate::config::settings::{Config, Ingress};
 use crate::contract::name::ObjectName;
 use crate::discovery::object::IngressObject;
 use crate::routing::classes::Classes;
-use crate::routing::nginx::Keys;
+use crate::routing::nginx::keys::Keys;
 use crate::routing::unserved::unserved;
 use crate::routing::world::objects::World;
 use crate::text::one_line;

@@ -22,7 +22,8 @@ pub(super) fn fields(
     origin: &str,
     preflight: Option<Preflight<'_>>,
 ) -> Vec<(String, String)> {
-    if !cors.origins.iter().any(|it| permits(it, origin)) {
+    let mut origins = cors.origins.iter();
+    if !origins.any(|it| permits(it, origin, cors.one_label)) {
         return Vec::new();
     }
     let mut fields = Vec::new();
@@ -57,9 +58,10 @@ pub(super) fn fields(
     fields
 }
 
-/// Whether an origin is one of `permitted`, in which `*` stands for all hosts, or all hosts of a domain.
-fn permits(permitted: &str, origin: &str) -> bool {
-    if permitted == "*" {
+/// Whether an origin is one of `permitted`, in which `*` stands for all hosts, or all hosts of a domain. With
+/// `one_label` they are one label below it.
+fn permits(permitted: &str, origin: &str, one_label: bool) -> bool {
+    if permitted == "*" || permitted == "null" && origin == "null" {
         return true;
     }
     let (Some((scheme, host, port)), Some(asked)) = (parts(permitted), parts(origin)) else {
@@ -70,11 +72,10 @@ fn permits(permitted: &str, origin: &str) -> bool {
         Some(domain) => {
             let begin = asked.1.len().checked_sub(domain.len());
             begin.is_some_and(|at| {
-                at > 0
-                    && asked
-                        .1
-                        .get(at..)
-                        .is_some_and(|it| it.eq_ignore_ascii_case(domain))
+                let (label, end) = asked.1.split_at_checked(at).unwrap_or_default();
+                !label.is_empty()
+                    && end.eq_ignore_ascii_case(domain)
+                    && !(one_label && label.contains('.'))
             })
         }
         None => host.eq_ignore_ascii_case(asked.1),
@@ -82,13 +83,14 @@ fn permits(permitted: &str, origin: &str) -> bool {
     is_host && scheme.eq_ignore_ascii_case(asked.0) && port == asked.2
 }
 
-/// The scheme, the host and the port of an origin. A port that the scheme implies counts as named.
+/// The scheme, the host and the port of an origin. A port that the scheme implies counts as named. Schemes
+/// of programs, such as `app`, imply none: 0.
 fn parts(origin: &str) -> Option<(&str, &str, u16)> {
     let (scheme, rest) = origin.split_once("://")?;
     let implied = match scheme {
         "http" => 80,
         "https" => 443,
-        _ => return None,
+        _ => 0,
     };
     let colon = rest.rfind(':').filter(|at| !rest[*at..].contains(']'));
     match colon {
@@ -125,7 +127,32 @@ mod tests {
             ("https://*.a.example", "https://ü.a.example", true),
             ("https://*.aexample", "https://üexample", false),
         ] {
-            assert_eq!(permits(permitted, origin), expected, "{permitted} {origin}");
+            assert_eq!(
+                permits(permitted, origin, false),
+                expected,
+                "{permitted} {origin}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_origin_is_permitted_as_ingress_nginx_says() {
+        for (permitted, origin, expected) in [
+            ("https://*.a.example", "https://b.a.example", true),
+            ("https://*.a.example", "https://c.b.a.example", false),
+            ("https://*.a.example", "https://a.example", false),
+            ("app://a", "app://A", true),
+            ("app://a", "https://a", false),
+            ("app://a", "app://a:1", false),
+            ("null", "null", true),
+            ("null", "https://null", false),
+            ("https://a", "null", false),
+        ] {
+            assert_eq!(
+                permits(permitted, origin, true),
+                expected,
+                "{permitted} {origin}"
+            );
         }
     }
 
@@ -139,6 +166,7 @@ mod tests {
             expose: all(),
             credentials: true,
             max_age: 7,
+            one_label: false,
         };
         let asked = Preflight {
             method: "PUT",

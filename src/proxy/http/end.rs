@@ -3,6 +3,7 @@
 //!
 //! Invariant: an answer is whole or visibly cut. A connection is kept only at a message boundary.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -180,12 +181,13 @@ impl Exchange<'_> {
         self.reply.bytes.truncate(self.reply.interim);
         self.reply.bytes.drain(..replied);
         let close = status == 400 || self.request.version == Version::H10 || self.is_last();
-        let retry_after = (status == 503).then_some(1);
         let head_only = self.request.method == Method::Head;
-        answer::write_answer(
+        let of_route = self.way.as_ref().map_or(&[][..], |way| &way.cors);
+        let fields = with_retry(status, of_route);
+        answer::write_with(
             status,
             reason,
-            retry_after,
+            &fields,
             close,
             head_only,
             &mut self.reply.bytes,
@@ -294,6 +296,16 @@ async fn discard(
     discarded.ok().flatten().is_some()
 }
 
+/// The fields of an answer, and when to ask again after a 503.
+fn with_retry(status: u16, fields: &[(String, String)]) -> Cow<'_, [(String, String)]> {
+    let mut fields = Cow::Borrowed(fields);
+    if status == 503 {
+        let again = ("Retry-After".to_owned(), "1".to_owned());
+        fields.to_mut().push(again);
+    }
+    fields
+}
+
 /// Answers where there is no service port that could count the request. The client keeps its connection
 /// if the request's body is known to fit the replay buffer, and the answer is not about a Service.
 pub(super) async fn answer_alone(
@@ -321,17 +333,8 @@ pub(super) async fn answer_alone(
             || worker.has_heir() && client.can_pass());
     let head_only = request.method == Method::Head;
     let (status, reason, mut bytes) = (answer.status, answer.reason, worker.buffer());
-    match status {
-        503 => answer::write_answer(status, reason, Some(1), !keeps, head_only, &mut bytes),
-        _ => answer::write_with(
-            status,
-            reason,
-            &answer.fields,
-            !keeps,
-            head_only,
-            &mut bytes,
-        ),
-    }
+    let fields = with_retry(status, &answer.fields);
+    answer::write_with(status, reason, &fields, !keeps, head_only, &mut bytes);
     let idle = config.timeouts.client_idle;
     let written = tokio::time::timeout(idle, client.stream.write_all(&bytes)).await;
     let end = EarlyEnd {

@@ -53,7 +53,7 @@ pub(super) async fn forward(
         let answer = Answer {
             status: 503,
             reason: "no_service",
-            fields: Vec::new(),
+            fields: way.as_ref().map_or_else(Vec::new, |way| way.cors.clone()),
             action: way.map(|way| way.action),
         };
         return Box::pin(answer_alone(

@@ -45,8 +45,9 @@ pub(super) struct Answer {
 pub(super) struct Way {
     pub(super) action: Arc<Action>,
     backend: usize,
-    /// What a CORS filter says to the page that has asked.
-    cors: Vec<(String, String)>,
+    /// What a CORS filter says to the page that has asked. It is in every answer, also in those of this
+    /// proxy: else a page's script could not read what has gone wrong.
+    pub(super) cors: Vec<(String, String)>,
 }
 
 /// Finds what becomes of a request with this canonical head, and changes the head as its route says. If
@@ -65,19 +66,15 @@ pub(super) fn route(
     let Some((asked, action)) = found else {
         return answer(client, bound, None, (404, "no_route"), Vec::new());
     };
+    let own = action.filters.as_deref();
+    let said = |of_backend: Option<&Filters>| cross_origin(own, of_backend, &asked);
     let refuse = |client: &mut Client, bound: &mut Option<Box<Bound>>, status, reason, fields| {
-        answer(
-            client,
-            bound,
-            Some(action.clone()),
-            (status, reason),
-            fields,
-        )
+        let action = Some(action.clone());
+        answer(client, bound, action, (status, reason), fields)
     };
     let peer = client.peer.ip().to_canonical();
-    let own = action.filters.as_deref();
     if !own.is_none_or(|it| it.admits(peer)) {
-        return refuse(client, bound, 403, "source_not_allowed", Vec::new());
+        return refuse(client, bound, 403, "source_not_allowed", said(None));
     }
     let preflight = |filters| preflight(filters, &asked);
     if let Some(fields) = preflight(own) {
@@ -94,29 +91,28 @@ pub(super) fn route(
         let has_backends = !action.backends.all.is_empty();
         // One that leads back is for those who come another way, if there is something to serve.
         let counts = !has_backends || !leads_back(redirect, &place);
-        let location = || vec![("Location".to_owned(), location(redirect, &place))];
-        counts.then(|| (redirect.status, location()))
+        counts.then(|| {
+            let mut fields = said(filters);
+            fields.push(("Location".to_owned(), location(redirect, &place)));
+            (redirect.status, fields)
+        })
     };
-    if let Some((status, location)) = redirect(client, own) {
-        return refuse(client, bound, status, "route_redirect", location);
+    if let Some((status, fields)) = redirect(client, own) {
+        return refuse(client, bound, status, "route_redirect", fields);
     }
     let chosen = action.backends.choose();
     let chosen = chosen.and_then(|at| Some((at, action.backends.all[at].1.as_ref()?)));
     let Some((backend, target)) = chosen else {
-        return refuse(client, bound, 500, "no_backend", Vec::new());
+        return refuse(client, bound, 500, "no_backend", said(None));
     };
     let of_backend = target.filters.as_deref();
     if let Some(fields) = preflight(of_backend) {
         return refuse(client, bound, 204, "cors_preflight", fields);
     }
-    if let Some((status, location)) = redirect(client, of_backend) {
-        return refuse(client, bound, status, "route_redirect", location);
+    if let Some((status, fields)) = redirect(client, of_backend) {
+        return refuse(client, bound, status, "route_redirect", fields);
     }
-    let cors = [own, of_backend]
-        .into_iter()
-        .find_map(|it| it?.cors.as_ref());
-    let origin = cors.and_then(|cors| Some((cors, text_of(asked.fields, "origin")?)));
-    let cors = origin.map_or_else(Vec::new, |(cors, origin)| cors::fields(cors, origin, None));
+    let cors = said(of_backend);
     let since = target.since;
     lead(client, bound, &target.listener);
     let is_asked_for = own.or(of_backend).is_some() || worker.shared.access_log.is_some();
@@ -131,7 +127,7 @@ pub(super) fn route(
     if let Some(way) = &way {
         let too_long = |most| matches!(request.framing, Framing::Counted(length) if length > most);
         if way.body_size().is_some_and(too_long) {
-            return refuse(client, bound, 413, "body_too_large", Vec::new());
+            return refuse(client, bound, 413, "body_too_large", way.cors.clone());
         }
         way.change_request(request, head);
     }
@@ -194,12 +190,10 @@ impl Way {
         for filters in self.filters().rev() {
             changes(&filters.response).apply(bytes, from);
         }
-        if self.filters().any(|it| it.cors.is_some()) {
-            let set = &self.cors;
-            let vary = [("vary".to_owned(), "origin".to_owned())];
+        if let Some((vary, set)) = self.cors.split_last() {
             let changes = Changes {
                 set,
-                add: &vary,
+                add: std::slice::from_ref(vary),
                 ..Changes::default()
             };
             changes.apply(bytes, from);
@@ -240,6 +234,27 @@ fn answer(
     }))
 }
 
+/// What the first CORS filter of these says to the page that has asked, and last of all `Vary`. Nothing
+/// without such a filter.
+fn cross_origin(
+    own: Option<&Filters>,
+    of_backend: Option<&Filters>,
+    asked: &Asked<'_>,
+) -> Vec<(String, String)> {
+    let mut all = [own, of_backend].into_iter();
+    let Some(cors) = all.find_map(|it| it?.cors.as_ref()) else {
+        return Vec::new();
+    };
+    let origin = text_of(asked.fields, "origin");
+    let mut said = origin.map_or_else(Vec::new, |origin| cors::fields(cors, origin, None));
+    said.push(vary());
+    said
+}
+
+fn vary() -> (String, String) {
+    ("vary".to_owned(), "origin".to_owned())
+}
+
 /// The answer to what a browser asks before a request, if this is that and a filter is for it.
 fn preflight(filters: Option<&Filters>, asked: &Asked<'_>) -> Option<Vec<(String, String)>> {
     let cors = filters?
@@ -250,7 +265,7 @@ fn preflight(filters: Option<&Filters>, asked: &Asked<'_>) -> Option<Vec<(String
     let method = text_of(asked.fields, "access-control-request-method")?;
     let fields = text_of(asked.fields, "access-control-request-headers");
     let mut said = cors::fields(cors, origin, Some(Preflight { method, fields }));
-    said.push(("vary".to_owned(), "origin".to_owned()));
+    said.push(vary());
     Some(said)
 }
 

@@ -240,6 +240,7 @@ async fn pages_of_other_origins_are_told_what_the_filter_says() {
             expose: text(&["x-a"]),
             credentials: true,
             max_age: 60,
+            one_label: false,
         }),
         ..Filters::default()
     };

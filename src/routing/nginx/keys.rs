@@ -1,4 +1,4 @@
-//! The annotations of ingress-nginx that count with `ingress.keys: nginx`: a pure function of an Ingress.
+//! What the annotations of an Ingress ask for: a pure function of the Ingress.
 //!
 //! Invariants: what is not served is named. An annotation that protects, and that is not served or cannot
 //! be read, closes its Ingress: every request is answered with 403.
@@ -7,15 +7,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
-use crate::config::value;
-use crate::contract::filters::{Filters, NewPath, Redirect, Rewrite};
+use crate::contract::filters::{Filters, NewPath, Rewrite};
 use crate::contract::policy::Protocol;
 use crate::contract::route::Rule;
+use crate::routing::nginx::cors;
+use crate::routing::nginx::values::{
+    body_size, is_true, nobody, number, ranges, redirect, seconds,
+};
 
 /// What the annotations of an Ingress ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -128,6 +128,20 @@ impl Keys {
             | "canary-weight-total"
             | "canary-by-header"
             | "canary-by-header-value" => {}
+            "enable-cors" if is_true(value)? => {
+                self.filters.cors = Some(cors::of(all));
+                self.differs.push(format!(
+                    "{PREFIX}{key}: only what a browser asks before a request is answered here, 204; nginx \
+                     answers every OPTIONS of a permitted origin"
+                ));
+            }
+            "enable-cors" => {}
+            "cors-allow-origin"
+            | "cors-allow-methods"
+            | "cors-allow-headers"
+            | "cors-expose-headers"
+            | "cors-allow-credentials"
+            | "cors-max-age" => cors::check(key, value)?,
             "affinity" | "session-cookie-name" => return Err(AFFINITY.to_owned()),
             _ => return Err(" is not served".to_owned()),
         }
@@ -258,96 +272,6 @@ impl Canary {
     }
 }
 
-fn is_true(value: &str) -> Result<bool, String> {
-    match value.to_ascii_lowercase().as_str() {
-        "1" | "t" | "true" => Ok(true),
-        "0" | "f" | "false" => Ok(false),
-        _ => Err(format!(": expected true or false, found {value:?}")),
-    }
-}
-
-fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
-    let number = value.parse();
-    number.map_err(|_| format!(": expected a number, found {value:?}"))
-}
-
-/// Seconds, with or without their unit.
-fn seconds(value: &str) -> Result<Duration, String> {
-    let seconds: u64 = number(value.trim_end_matches('s'))?;
-    Ok(Duration::from_secs(seconds))
-}
-
-/// A size as nginx writes it. `None`: no bound.
-fn body_size(value: &str) -> Result<Option<u64>, String> {
-    let lower = value.to_ascii_lowercase();
-    let (digits, unit) = match lower.strip_suffix(['k', 'm', 'g']) {
-        Some(digits) => (digits, lower.as_bytes()[lower.len() - 1]),
-        None => (lower.as_str(), b' '),
-    };
-    let shift = match unit {
-        b'k' => 10,
-        b'm' => 20,
-        b'g' => 30,
-        _ => 0,
-    };
-    let size = digits.trim().parse::<u64>().ok();
-    let size = size.and_then(|it| it.checked_mul(1 << shift));
-    let wrong = || format!(": expected a size such as 8m, found {value:?}");
-    Ok(Some(size.ok_or_else(wrong)?).filter(|size| *size > 0))
-}
-
-fn ranges(value: &str) -> Result<Vec<IpNet>, String> {
-    let texts = value.split(',').map(str::trim).filter(|it| !it.is_empty());
-    let range = |text: &str| {
-        let range = text.parse::<IpNet>().ok();
-        let range = range.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        range.ok_or_else(|| format!(": {text:?} is not a range such as 10.0.0.0/8"))
-    };
-    let ranges: Vec<IpNet> = texts.map(range).collect::<Result<_, _>>()?;
-    match ranges.is_empty() {
-        true => Err(": expected ranges such as 10.0.0.0/8".to_owned()),
-        false => Ok(ranges),
-    }
-}
-
-/// No client has this address.
-fn nobody() -> Vec<IpNet> {
-    "255.255.255.255/32".parse().into_iter().collect()
-}
-
-/// Reads where requests are redirected: a URL, which may end with `$request_uri`.
-fn redirect(value: &str, status: u16) -> Result<Redirect, String> {
-    let wrong = || format!(": expected a URL such as https://shop.example.com, found {value:?}");
-    if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-        return Err(format!(
-            ": expected 301, 302, 303, 307 or 308, found {status}"
-        ));
-    }
-    let (scheme, rest) = value.split_once("://").ok_or_else(wrong)?;
-    let (url, keeps) = match rest.strip_suffix("$request_uri") {
-        Some(rest) => (rest, true),
-        None => (rest, false),
-    };
-    let (authority, path) = match url.split_once('/') {
-        Some((authority, path)) => (authority, format!("/{path}")),
-        None => (url, "/".to_owned()),
-    };
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
-        None => (authority, None),
-    };
-    if !matches!(scheme, "http" | "https") || !value::host(host) || path.contains(['$', '?']) {
-        return Err(wrong());
-    }
-    Ok(Redirect {
-        scheme: Some(scheme.to_owned()),
-        host: Some(host.to_owned()),
-        path: (!keeps).then_some(NewPath::Full(path)),
-        port,
-        status,
-    })
-}
-
 /// What all of these annotations begin with.
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io/";
 /// Annotations without which others could ask.
@@ -414,6 +338,50 @@ mod tests {
         let texts = good.filters.source_ranges.iter().map(ToString::to_string);
         assert_eq!(texts.collect::<Vec<_>>(), ["10.0.0.0/8", "192.0.2.1/32"]);
         assert_eq!(keys(&[("server-snippet", "x")]).filters, Filters::default());
+    }
+
+    /// The names are those of the documentation: a list of its table, its text and its risks.
+    #[test]
+    fn each_documented_annotation_counts_or_is_named() {
+        let names = include_str!("../../../tests/fixtures/nginx/annotations.txt").lines();
+        // Without these, others say nothing to nginx either.
+        let parents = [
+            ("canary", "true"),
+            ("canary-by-header", "x"),
+            ("enable-cors", "true"),
+        ];
+        let mut count = 0;
+        for name in names {
+            count += 1;
+            let mut parents = parents.to_vec();
+            if name == "permanent-redirect-code" {
+                parents.push(("permanent-redirect", "https://a.example"));
+            }
+            parents.retain(|(parent, _)| *parent != name);
+            for value in ["?", "on", "true", ""] {
+                let without = keys(&parents);
+                let with = keys(&[&parents[..], &[(name, value)]].concat());
+                let texts = with.unserved.iter().chain(&with.differs);
+                let is_named = texts
+                    .filter(|it| !without.differs.contains(it))
+                    .any(|it| it.contains(name));
+                // An empty target rewrites nothing, with nginx too.
+                let is_nothing = value.is_empty() && name == "rewrite-target";
+                let counts = with.filters != without.filters
+                    || with.canary != without.canary
+                    || with.is_regex
+                    || with.rewrite.is_some()
+                    || with.always_redirects_to_tls;
+                // On is the default. To pages of any origin, a login is never permitted.
+                let on = ["ssl-redirect", "cors-allow-credentials"];
+                let is_default = on.contains(&name) && value == "true";
+                assert!(
+                    is_named || counts || is_default || is_nothing,
+                    "{name}: {value:?}"
+                );
+            }
+        }
+        assert!(count > 140, "{count}");
     }
 
     #[test]
@@ -506,42 +474,5 @@ mod tests {
         );
         assert_eq!(rewritten("/a.*", &[("use-regex", "true")]), None);
         assert_eq!(rewritten("/a.*", &[]), Some(("/a.*".to_owned(), None)));
-    }
-
-    #[test]
-    fn redirects_are_urls() {
-        let read = |url: &str| redirect(url, 301).ok();
-        let expected = |host: &str, path: Option<&str>, port| {
-            Some(Redirect {
-                scheme: Some("https".to_owned()),
-                host: Some(host.to_owned()),
-                path: path.map(|it| NewPath::Full(it.to_owned())),
-                port,
-                status: 301,
-            })
-        };
-        assert_eq!(
-            read("https://a.example"),
-            expected("a.example", Some("/"), None)
-        );
-        assert_eq!(
-            read("https://a.example:8443/b"),
-            expected("a.example", Some("/b"), Some(8443))
-        );
-        assert_eq!(
-            read("https://a.example$request_uri"),
-            expected("a.example", None, None)
-        );
-        for bad in [
-            "a.example",
-            "ftp://a",
-            "https://$host/",
-            "https://a:b",
-            "https://a/b?c",
-            "://",
-        ] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
-        assert!(redirect("https://a", 200).is_err());
     }
 }
