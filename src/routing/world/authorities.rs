@@ -22,8 +22,8 @@ impl World {
         found: Option<FoundAuthorities>,
         touched: &mut Touched,
     ) {
-        let names_it = |it: &&Box<ServiceObject>| holder_of(it).as_ref() == Some(holder);
-        let services = self.services.values().filter(names_it);
+        let names_it = |it: &ServiceObject| holder_of(it).as_ref() == Some(holder);
+        let services = self.services.values().filter(|it| names_it(it));
         touched.services.extend(services.map(|it| it.name.clone()));
         let Some(found) = found else {
             self.authorities.remove(holder);

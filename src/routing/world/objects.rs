@@ -38,7 +38,7 @@ pub struct World {
     pub(super) slices: HashMap<Arc<ObjectName>, Box<Slice>>,
     /// For each Service, the names of its slices, sorted.
     pub(super) by_service: HashMap<ObjectName, Vec<Arc<ObjectName>>>,
-    /// For each pod that slices name without a UID, these slices. For the others see [`Pod::named`].
+    /// For each pod that slices name without a UID, these slices. The others are named in their pods.
     pub(super) naming: HashMap<ObjectName, Counts>,
     pub(super) pods: Pods,
     /// What is known of objects with authorities.
