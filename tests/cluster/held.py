@@ -7,6 +7,7 @@ import time
 
 import lab
 from lab import counted, curl, kubectl, rolled, set_image, verdict
+from own import proxies
 from own_clients import Group, Visits, end_all
 
 PORT, TCP = 31320, 31321
@@ -88,7 +89,7 @@ def experiment_q(out, column):
         lab.apply(workload(column, "q", "100ms", probe=True, node=lab.NODE), lab.service("q", PORT, column))
         rolled("deployment/q")
         quiet = holds(3)
-        stopped = other_proxy()
+        stopped = proxies(elsewhere=True).pop()
         os.kill(stopped, signal.SIGSTOP)
         try:
             silent = holds(3)
@@ -111,16 +112,3 @@ def holds(count):
         held.append(next(it["heldSeconds"] for it in ended if it["pod"] == f"{lab.NAMESPACE}/{pod}"))
         rolled("deployment/q")
     return held
-
-
-def other_proxy():
-    """The pid of a proxy on another node than this one."""
-    here = os.stat("/proc/self/ns/net").st_ino
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if file.read() == b"/ebbtide\0run\0" and os.stat(f"/proc/{pid}/ns/net").st_ino != here:
-                    return int(pid)
-        except OSError:
-            continue  # it has ended
-    raise lab.LabError("there is no proxy on another node")

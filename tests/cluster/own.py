@@ -94,13 +94,13 @@ def old_gone():
     lab.wait("the old pods gone", 90, lambda: len(lab.kubectl_ebbtide("get", "pods", "-l", "app.kubernetes.io/name=ebbtide", "-o", "name").split()) == count)
 
 
-def proxies():
-    """The pids of the proxies on this node, which has the network that this program is in."""
+def proxies(elsewhere=False):
+    """The pids of the proxies on this node, which has the network that this program is in, or on the others."""
     here, found = os.stat("/proc/self/ns/net").st_ino, set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if file.read() == b"/ebbtide\0run\0" and os.stat(f"/proc/{pid}/ns/net").st_ino == here:
+                if file.read() == b"/ebbtide\0run\0" and (os.stat(f"/proc/{pid}/ns/net").st_ino != here) == elsewhere:
                     found.add(int(pid))
         except OSError:
             continue  # it has ended

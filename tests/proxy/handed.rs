@@ -165,6 +165,21 @@ pub(super) async fn ends_well(process: &mut Process) {
     assert!(status.unwrap().success());
 }
 
+/// Reloads this configuration with the listener at `web` under another name and address. Returns when it
+/// is closed.
+pub(super) async fn loses(process: &Process, web: SocketAddr, text: &str) {
+    let without = text.replace("name: web, ", "name: other, ");
+    let without = without.replace(&web.to_string(), "127.0.0.1:0");
+    std::fs::write(process.folder.path().join("ebbtide.yaml"), without).unwrap();
+    process.proxy.signal(Signal::HUP);
+    eventually("the listener is closed", async || {
+        let status = process.json("/api/v1/status").await;
+        let all = status["listeners"].as_array().unwrap();
+        all.iter().all(|it| it["name"] != "web")
+    })
+    .await;
+}
+
 fn handed(process: &Process, reason: &str) -> bool {
     process.proxy.log_tail().contains(reason)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::proxy::handed::{App, Place, ends_well, get};
+use crate::proxy::handed::{App, Place, ends_well, get, loses};
 use crate::support::process::Process;
 use crate::support::wait::eventually;
 
@@ -60,16 +60,7 @@ async fn a_listener_that_the_new_process_removes_goes_on_in_the_old_one() {
     let (app, place) = (App::start().await, Place::new(""));
     let _old = place.process(&app).await;
     let new = place.process(&app).await;
-    let without = place.text.replace("name: web, ", "name: other, ");
-    let without = without.replace(&place.web.to_string(), "127.0.0.1:0");
-    std::fs::write(new.folder.path().join("ebbtide.yaml"), without).unwrap();
-    new.proxy.signal(Signal::HUP);
-    eventually("the listener is closed", async || {
-        let status = new.json("/api/v1/status").await;
-        let all = status["listeners"].as_array().unwrap();
-        all.iter().all(|it| it["name"] != "web")
-    })
-    .await;
+    loses(&new, place.web, &place.text).await;
     are_served(place.web).await;
 }
 

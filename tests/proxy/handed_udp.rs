@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 
+use crate::proxy::handed::loses;
 use crate::support::binary::BINARY;
 use crate::support::folder::{Ep, Folder};
 use crate::support::process::Process;
@@ -248,16 +249,7 @@ async fn a_listener_that_is_removed_before_it_reads_leaves_its_clients_where_the
     place.text = web;
     let new = place.process().await;
     let (is_over, asking) = place.clients_that_never_stop(10).await;
-    let without = place.text.replace("name: web, ", "name: other, ");
-    let without = without.replace(&place.web.to_string(), "127.0.0.1:0");
-    std::fs::write(new.folder.path().join("ebbtide.yaml"), without).unwrap();
-    new.proxy.signal(Signal::HUP);
-    eventually("the listener is closed", async || {
-        let status = new.json("/api/v1/status").await;
-        let all = status["listeners"].as_array().unwrap();
-        all.iter().all(|it| it["name"] == "other")
-    })
-    .await;
+    loses(&new, place.web, &place.text).await;
     old.proxy.signal(Signal::TERM);
     let own = old.proxy.listeners["own"];
     eventually("the old process accepts no more", async || {

@@ -203,8 +203,8 @@ async fn a_canary_gets_its_share_and_those_who_ask_for_it() {
     for _ in 0..100 {
         canary += usize::from(who("").await == "b");
     }
-    // Each of two workers keeps the share within one request.
-    assert!((18..=22).contains(&canary), "{canary} of 100");
+    // Turns follow the golden ratio from a start by chance: of 100 in a row, these many are the canary's.
+    assert!((18..=21).contains(&canary), "{canary} of 100");
     for _ in 0..20 {
         assert_eq!(who("X-New: always\r\n").await, "b");
         assert_eq!(who("X-New: never\r\n").await, "a");

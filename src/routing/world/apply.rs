@@ -197,7 +197,7 @@ impl World {
                 Some(place) => of_old(*place),
                 None => pod.and_then(|pod| self.pods.slots.get(pod.uid.as_str()).copied()),
             };
-            // The name and the UID of a pod are kept once, whoever names it.
+            // Slices that name the same pod share one copy of its name and UID.
             let known = slot.and_then(|slot| self.pods.at(slot));
             if let Some(known) = known.filter(|known| Some(&known.pod) == pod) {
                 endpoint.pod = Some(known.pod.clone());
