@@ -12,6 +12,8 @@
 //! <https://gateway-api.sigs.k8s.io/reference/spec/#httprouterule>. Paths and parameters are compared as
 //! they were sent, without decoding.
 
+use std::borrow::Cow;
+
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +72,8 @@ pub struct RouteTable<T> {
     /// A `*.` stands for any number of labels, as the Gateway API has it. Otherwise for one, as for an
     /// Ingress.
     pub deep: bool,
+    /// Whether a host that nobody claims has an owner, too: a listener without a host of its own.
+    pub rest_is_owned: bool,
     /// What gets the requests that no rule is for.
     pub default: Option<T>,
 }
@@ -122,6 +126,7 @@ impl<T> Default for RouteTable<T> {
             any: Paths::default(),
             added: 0,
             deep: false,
+            rest_is_owned: false,
             default: None,
         }
     }
@@ -194,20 +199,40 @@ impl<T> RouteTable<T> {
 
     /// What serves a request.
     pub fn search(&self, asked: &Asked<'_>) -> Option<&T> {
-        let lower;
-        let mut host = without_port(asked.host);
-        if host.bytes().any(|it| it.is_ascii_uppercase()) {
-            lower = host.to_ascii_lowercase();
-            host = &lower;
-        }
-        let named = self.hosts.get(host).into_iter();
-        for paths in named.chain(self.wildcards_of(host)) {
+        let host = bare(asked.host);
+        for paths in self.named(&host) {
             let found = paths.find(asked);
             if found.is_some() || paths.is_claimed {
                 return found;
             }
         }
         self.any.find(asked).or(self.default.as_ref())
+    }
+
+    /// Whether a request for a host has come by a connection to a host of another owner: the client has
+    /// taken the connection for one that serves both, as a certificate for both allows (RFC 9110 section
+    /// 15.5.20). `connected` is the name of the client's TLS handshake.
+    pub fn is_misdirected(&self, connected: &str, host: &str) -> bool {
+        let host = bare(host);
+        if connected.eq_ignore_ascii_case(&host) {
+            return false;
+        }
+        match (self.owner(&bare(connected)), self.owner(&host)) {
+            (Some(one), Some(other)) => !std::ptr::eq(one, other),
+            _ => false,
+        }
+    }
+
+    /// Whose rules a host goes by, if somebody has claimed it.
+    fn owner(&self, host: &str) -> Option<&Paths<T>> {
+        let claimed = self.named(host).find(|it| it.is_claimed);
+        claimed.or(self.rest_is_owned.then_some(&self.any))
+    }
+
+    /// The rules that name a host, the most specific first.
+    fn named(&self, host: &str) -> impl Iterator<Item = &Paths<T>> {
+        let exact = self.hosts.get(host).into_iter();
+        exact.chain(self.wildcards_of(host))
     }
 
     /// The rules of the wildcards that a host fits, the longest first.
@@ -395,6 +420,15 @@ pub fn without_port(host: &str) -> &str {
         _ => host,
     };
     name.strip_suffix('.').unwrap_or(name)
+}
+
+/// The same in lower case, as the hosts of rules are.
+fn bare(host: &str) -> Cow<'_, str> {
+    let name = without_port(host);
+    match name.bytes().any(|it| it.is_ascii_uppercase()) {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
+    }
 }
 
 /// Most values that rules want are shorter together.

@@ -272,6 +272,7 @@ impl Planner {
     fn table(&self, door: &Door) -> RouteTable<Arc<Action>> {
         let mut table = RouteTable::default();
         table.deep = true;
+        table.rest_is_owned = door.has_rest;
         for host in &door.hosts {
             table.claim(host);
         }

@@ -91,6 +91,10 @@ pub trait Carried: std::fmt::Debug {
     fn is_tls(&self) -> bool {
         false
     }
+    /// The name in [`Stream::server_name`].
+    fn server_name(&self) -> Option<&str> {
+        None
+    }
 }
 
 impl Stream {
@@ -184,6 +188,15 @@ impl Stream {
         match self.view() {
             View::Carried(inner) => inner.is_tls(),
             _ => self.secure().is_some(),
+        }
+    }
+
+    /// Reads the name that a client has asked for in its TLS handshake (SNI, RFC 6066 section 3), if it has.
+    pub fn server_name<R>(&self, read: impl FnOnce(&str) -> R) -> Option<R> {
+        match self.view() {
+            View::Carried(inner) => inner.server_name().map(read),
+            View::Tls(secure) => secure.tls.borrow().server_name().map(read),
+            View::Plain(_) | View::Nothing => None,
         }
     }
 

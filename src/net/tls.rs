@@ -80,6 +80,14 @@ impl Tls {
         self.session.alpn_protocol()
     }
 
+    /// The name that the client has asked for.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        match &self.session {
+            Connection::Server(session) => session.server_name(),
+            Connection::Client(_) => None,
+        }
+    }
+
     /// Whether the handshake resumed an earlier session.
     pub(super) fn is_resumed(&self) -> bool {
         self.session.handshake_kind() == Some(HandshakeKind::Resumed)

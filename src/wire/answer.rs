@@ -52,6 +52,7 @@ fn write(status: u16, reason: &str, field: &str, close: bool, head_only: bool, o
         408 => "Request Timeout",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use ebbtide::command::demo::proxy::{Proxy, config};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::proxy::ingress::{add, ask, named, none, ok, until};
+use crate::proxy::ingress::{add, ask, named, none, ok, secret, until};
 use crate::proxy::play::{Act, Play, Turn};
 use crate::proxy::rollout::{five, roll_five};
 use crate::proxy::tls::{Authority, connect, hello, trusting};
@@ -129,14 +129,7 @@ async fn tls_ends_where_the_listener_of_its_name_ends_it() {
     );
     let passes = tls("passes", "*.example", json!({"mode": "Passthrough"}));
     folder.write("edge.json", &gateway("edge", json!([passes, ends])));
-    folder.write(
-        "pair.json",
-        &json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
-            "metadata": {"name": "pair", "namespace": "web"},
-            "stringData": {"tls.crt": pair.certificate, "tls.key": pair.key},
-        }),
-    );
+    folder.write("pair.json", &secret("pair", &pair));
     for (name, host) in [("ended", "ended.example"), ("passed", "passed.example")] {
         let spec = json!({"hostnames": [host], "rules": [{"backendRefs": backends(&[name])}]});
         folder.write(
@@ -161,6 +154,100 @@ async fn tls_ends_where_the_listener_of_its_name_ends_it() {
     let mut back = vec![0; hello.len()];
     client.read_exact(&mut back).await.unwrap();
     assert_eq!(back, hello, "no byte of it is changed");
+}
+
+/// What a new connection of HTTP/2 is answered.
+async fn ask_h2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    host: &str,
+) -> (u16, String) {
+    let (mut send, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get(format!("https://{host}/"))
+        .body(())
+        .unwrap();
+    let (answer, _) = send.send_request(request, true).unwrap();
+    let (parts, mut body) = answer.await.unwrap().into_parts();
+    let mut text = Vec::new();
+    while let Some(piece) = body.data().await {
+        text.extend_from_slice(&piece.unwrap());
+    }
+    connection.abort();
+    let reason = parts.headers.get("x-ebbtide-reason");
+    let text = reason.map_or(&text[..], |it| it.as_bytes());
+    (
+        parts.status.as_u16(),
+        String::from_utf8(text.to_vec()).unwrap(),
+    )
+}
+
+/// A browser uses a connection for every host of its certificate. Where another listener has the host, it is
+/// told to connect again.
+#[tokio::test]
+async fn a_request_by_the_connection_of_another_listener_is_misdirected() {
+    let folder = Folder::new();
+    let port = free_port();
+    let pair = Authority::new().sign(&["a.example", "*.wild.example", "rest.example"]);
+    folder.write("class.json", &class());
+    folder.write("pair.json", &secret("pair", &pair));
+    let listener = |name: &str, host: Option<&str>| json!({"name": name, "port": port, "protocol": "HTTPS", "hostname": host, "tls": {"certificateRefs": [{"name": "pair"}]}});
+    let hosts = [
+        ("a", Some("a.example")),
+        ("wild", Some("*.wild.example")),
+        ("own", Some("own.wild.example")),
+        ("rest", None),
+    ];
+    let listeners = hosts.map(|(name, host)| listener(name, host));
+    folder.write("edge.json", &gateway("edge", json!(listeners)));
+    let mut applications = Vec::new();
+    for (name, _) in hosts {
+        let application = named(name).await;
+        add(&folder, name, application.address());
+        applications.push(application);
+        let mut route = route(
+            "HTTPRoute",
+            name,
+            "edge",
+            json!({"rules": [{"backendRefs": backends(&[name])}]}),
+        );
+        route["spec"]["parentRefs"][0]["sectionName"] = json!(name);
+        folder.write(&format!("{name}-route.json"), &route);
+    }
+    let rig = rig(folder).await;
+    let to = format!("web/gateway/edge:{port}@127.66.0.1");
+    let to: SocketAddr = rig.running().listener(&to).unwrap();
+    let other = || (421, "misdirected".to_owned());
+    let cases = [
+        ("a.example", "A.example.", ok("a")),
+        ("a.example", "b.wild.example", other()),
+        ("a.example", "rest.example", other()),
+        ("b.wild.example", "c.d.wild.example:443", ok("wild")),
+        ("b.wild.example", "own.wild.example", other()),
+        ("own.wild.example", "own.wild.example", ok("own")),
+        ("own.wild.example", "b.wild.example", other()),
+        ("rest.example", "x.example", ok("rest")),
+        ("rest.example", "a.example", other()),
+    ];
+    let (h1, mut h2) = (Arc::new(trusting()), trusting());
+    h2.alpn_protocols = vec![b"h2".to_vec()];
+    let h2 = Arc::new(h2);
+    for (name, host, wanted) in cases {
+        let mut client = connect(to, name, &h1).await.unwrap();
+        let answer = ask(&mut client, host, "/", "").await;
+        assert_eq!(answer, wanted, "{host} by {name}");
+        // The connection stays for what it is good for.
+        let rest = ask(&mut client, name, "/", "").await;
+        assert_eq!(rest.0, 200, "{name} after {host}");
+        let client = connect(to, name, &h2).await.unwrap();
+        assert_eq!(
+            ask_h2(client, host).await,
+            wanted,
+            "{host} by {name}, HTTP/2"
+        );
+    }
+    // Who names no host in the handshake is asked for none.
+    let mut nameless = connect(to, "127.66.0.1", &h1).await.unwrap();
+    assert_eq!(ask(&mut nameless, "a.example", "/", "").await, ok("a"));
 }
 
 /// An application of one pod is asked again, too.

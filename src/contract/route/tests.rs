@@ -9,15 +9,7 @@ fn naive(rules: &[Rule], claims: &[&str], deep: bool, asked: &Asked<'_>) -> Opti
         let path = path.trim_end_matches('/');
         path.split('/').map(str::to_owned).collect()
     };
-    let host_rank = |wanted: Option<&str>| match wanted {
-        None => Some((0, 0)),
-        Some(wanted) if wanted == asked.host => Some((2, 0)),
-        Some(wanted) => {
-            let parent = wanted.strip_prefix("*.")?;
-            let label = asked.host.strip_suffix(parent)?.strip_suffix('.')?;
-            (deep || !label.contains('.')).then_some((1, parent.len()))
-        }
-    };
+    let host_rank = |wanted: Option<&str>| host_rank(wanted, asked.host, deep);
     let claimed = claims.iter().filter_map(|it| host_rank(Some(it))).max();
     let (path, query) = asked.target.split_once('?').unwrap_or((asked.target, ""));
     let lines = std::str::from_utf8(asked.fields).unwrap();
@@ -54,6 +46,19 @@ fn naive(rules: &[Rule], claims: &[&str], deep: bool, asked: &Asked<'_>) -> Opti
     let ranked = ranked.filter_map(|(place, rule)| Some((rank(rule)?, place)));
     let best = ranked.max_by_key(|(rank, place)| (*rank, std::cmp::Reverse(*place)));
     best.map(|(_, place)| place)
+}
+
+/// How specific a rule or a claim is for a host. `None`: it is not for this one.
+fn host_rank(wanted: Option<&str>, host: &str, deep: bool) -> Option<(u32, usize)> {
+    match wanted {
+        None => Some((0, 0)),
+        Some(wanted) if wanted == host => Some((2, 0)),
+        Some(wanted) => {
+            let parent = wanted.strip_prefix("*.")?;
+            let label = host.strip_suffix(parent)?.strip_suffix('.')?;
+            (deep || !label.contains('.')).then_some((1, parent.len()))
+        }
+    }
 }
 
 fn table(rules: &[Rule]) -> RouteTable<usize> {
@@ -129,6 +134,31 @@ proptest! {
         let asked = Asked { host, target, method, fields: fields.as_bytes() };
         let found = table.search(&asked).copied();
         prop_assert_eq!(found, naive(&rules, &claims, deep, &asked));
+    }
+
+    /// A request is misdirected if its host and the name of its connection have two owners.
+    #[test]
+    fn a_request_by_a_connection_to_the_host_of_another_is_misdirected(
+        rules in rules(),
+        claims in proptest::sample::subsequence(vec!["a.x", "*.x", "*.a.x"], 0..=3),
+        rest_is_owned in any::<bool>(),
+        deep in any::<bool>(),
+        connected in "(a\\.x|b\\.x|c\\.a\\.x|d\\.c\\.a\\.x|x|y)",
+        host in "(a\\.x|b\\.x|c\\.a\\.x|d\\.c\\.a\\.x|x|y)",
+    ) {
+        let mut table = table(&rules);
+        (table.deep, table.rest_is_owned) = (deep, rest_is_owned);
+        claims.iter().for_each(|host| table.claim(host));
+        let owner = |name: &str| {
+            let rank = |claim: &&str| Some((host_rank(Some(claim), name, deep)?, claim.to_string()));
+            let claim = claims.iter().filter_map(rank).max().map(|(_, claim)| claim);
+            claim.or(rest_is_owned.then(String::new))
+        };
+        let (mine, other) = (owner(&connected), owner(&host));
+        let wanted = mine.is_some() && other.is_some() && mine != other;
+        prop_assert_eq!(table.is_misdirected(&connected, &host), wanted);
+        let written = format!("{}.:443", host.to_uppercase());
+        prop_assert_eq!(table.is_misdirected(&connected.to_uppercase(), &written), wanted);
     }
 }
 

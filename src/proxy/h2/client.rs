@@ -41,7 +41,16 @@ pub(super) struct Streams {
 pub(super) struct ClientStream {
     state: RefCell<State>,
     streams: Rc<Streams>,
-    is_tls: bool,
+    secure: Secure,
+}
+
+/// What TLS says of a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Secure {
+    /// Whether it is spoken.
+    pub(super) is_tls: bool,
+    /// The name that the client has asked for.
+    pub(super) name: Option<Rc<str>>,
 }
 
 #[derive(Debug)]
@@ -71,7 +80,7 @@ enum Answer {
 }
 
 impl ClientStream {
-    /// A stream that has just come. Its end is counted in `streams`. `is_tls`: its connection is encrypted.
+    /// A stream that has just come. Its end is counted in `streams`. `secure` is of its connection.
     ///
     /// # Errors
     /// The request cannot be forwarded, and has been answered.
@@ -79,7 +88,7 @@ impl ClientStream {
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         streams: Rc<Streams>,
-        is_tls: bool,
+        secure: Secure,
     ) -> Result<Self, Reject> {
         let (parts, recv) = request.into_parts();
         let protocol = parts.extensions.get::<h2::ext::Protocol>();
@@ -113,7 +122,7 @@ impl ClientStream {
                 waker: Waker::noop().clone(),
             }),
             streams,
-            is_tls,
+            secure,
         })
     }
 }
@@ -195,7 +204,11 @@ impl Carried for ClientStream {
     }
 
     fn is_tls(&self) -> bool {
-        self.is_tls
+        self.secure.is_tls
+    }
+
+    fn server_name(&self) -> Option<&str> {
+        self.secure.name.as_deref()
     }
 }
 

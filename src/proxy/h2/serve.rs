@@ -27,7 +27,7 @@ use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::EarlyEnd;
-use crate::proxy::h2::client::{ClientStream, Streams};
+use crate::proxy::h2::client::{ClientStream, Secure, Streams};
 use crate::proxy::h2::io::{self, Io, Wire};
 use crate::proxy::h2::limits::{ALL_WINDOWS, SENDING, STREAMS, WINDOW};
 use crate::proxy::http::serve::http;
@@ -48,7 +48,10 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
         ..
     } = *client;
     let origin = Origin {
-        is_tls: stream.is_tls(),
+        secure: Secure {
+            is_tls: stream.is_tls(),
+            name: stream.server_name(|name| Rc::from(name)),
+        },
         worker,
         streams: Rc::default(),
         peer,
@@ -89,7 +92,7 @@ struct Origin {
     scope: Option<Scope>,
     unanswered: Rc<Cell<bool>>,
     spoken: Spoken,
-    is_tls: bool,
+    secure: Secure,
 }
 
 impl Origin {
@@ -160,7 +163,7 @@ impl Origin {
         let handing_back = port.as_ref().is_some_and(|port| port.handing_back);
         let logged = self.worker.shared.access_log.is_some();
         let line = logged.then(|| format!("{} {}", request.method(), request.uri().path()));
-        match ClientStream::new(request, respond, self.streams.clone(), self.is_tls) {
+        match ClientStream::new(request, respond, self.streams.clone(), self.secure.clone()) {
             Ok(stream) => {
                 let client = Box::new(Client {
                     stream: Stream::carried(Box::new(stream)),

@@ -62,6 +62,13 @@ pub(super) fn route(
 ) -> Found {
     let table = table.load();
     let asked = asked(head);
+    let misdirected = asked.is_some_and(|asked| {
+        let is_other = |name: &str| table.is_misdirected(name, asked.host);
+        client.stream.server_name(is_other) == Some(true)
+    });
+    if misdirected {
+        return answer(client, bound, None, (421, "misdirected"), Vec::new());
+    }
     let found = asked.and_then(|asked| Some((asked, table.search(&asked)?)));
     let Some((asked, action)) = found else {
         return answer(client, bound, None, (404, "no_route"), Vec::new());

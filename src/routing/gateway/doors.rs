@@ -33,6 +33,8 @@ pub struct Door {
     pub default: Option<Arc<Planned>>,
     /// Hosts that belong to a listener: what it has no rule for goes to no other.
     pub hosts: BTreeSet<String>,
+    /// Whether a listener has all other hosts.
+    pub has_rest: bool,
 }
 
 /// How clients come in.

@@ -109,13 +109,16 @@ impl Plan {
                         rules: Vec::new(),
                         default: None,
                         hosts: BTreeSet::new(),
+                        has_rest: false,
                     });
                 // Of Gateways that share addresses, the oldest decides what a port speaks.
                 if door.enters != enters {
                     continue;
                 }
-                let host = found.spec.hostname.iter().filter(|it| !it.is_empty());
-                door.hosts.extend(host.map(|it| it.to_ascii_lowercase()));
+                match found.spec.hostname.as_ref().filter(|it| !it.is_empty()) {
+                    Some(host) => _ = door.hosts.insert(host.to_ascii_lowercase()),
+                    None => door.has_rest = true,
+                }
                 for secret in &found.secrets {
                     if !door.secrets.contains(secret) {
                         door.secrets.push(secret.clone());

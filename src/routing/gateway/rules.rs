@@ -203,6 +203,10 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
             (other, ..) => return Err(unsupported("a filter of type", other)),
         }
     }
+    if made.redirect.is_some() && made.rewrite.is_some() {
+        let what = "of RequestRedirect and URLRewrite, a rule has one at most";
+        return Err(("IncompatibleFilters", what.to_owned()));
+    }
     Ok((made != Filters::default()).then_some(made))
 }
 

@@ -226,12 +226,13 @@ pub fn faults(status: &Value) -> Vec<String> {
 }
 
 /// What is supported, in the order of the letters, as the API wants it.
-const FEATURES: [&str; 35] = [
+const FEATURES: [&str; 36] = [
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
     "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
     "GatewayPort8080",
     "GatewayStaticAddresses",
     "HTTPRoute",

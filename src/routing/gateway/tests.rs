@@ -204,6 +204,11 @@ fn why_a_route_does_not_lead_on_is_said() {
         ),
         (
             "HTTPRoute",
+            "{parentRefs: [{name: edge}], rules: [{filters: [{type: RequestRedirect, requestRedirect: {hostname: x}}, {type: URLRewrite, urlRewrite: {hostname: z.example}}]}]}".to_owned(),
+            "-Accepted:IncompatibleFilters +ResolvedRefs:ResolvedRefs",
+        ),
+        (
+            "HTTPRoute",
             "{parentRefs: [{name: edge}], rules: [{backendRefs: [{kind: Bucket, group: x, name: a}]}]}".to_owned(),
             "+Accepted:Accepted -ResolvedRefs:InvalidKind",
         ),

@@ -283,6 +283,7 @@ const PROTECTS: &[&str] = &[
     "enable-global-auth",
     "enable-modsecurity",
     "enable-owasp",
+    "limit-allowlist",
     "limit-whitelist",
     "modsecurity-",
     "satisfy",
@@ -326,6 +327,7 @@ mod tests {
         for (key, value) in [
             ("auth-url", "http://auth"),
             ("auth-type", "basic"),
+            ("limit-allowlist", "10.0.0.0/8"),
             ("denylist-source-range", "10.0.0.0/8"),
             ("whitelist-source-range", "10.0.0.0/8, ten"),
             ("allowlist-source-range", ""),

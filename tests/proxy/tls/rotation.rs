@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::proxy::ingress::secret;
 use crate::proxy::play::{Act, OK, Play};
 use crate::proxy::tls::handshake::ask;
-use crate::proxy::tls::{Authority, Pair, connect, folder, listener, open, trusting};
+use crate::proxy::tls::{Authority, connect, folder, listener, open, trusting};
 use crate::support::folder::{Ep, Folder};
 use crate::support::process::Process;
 use crate::support::rig::Rig;
@@ -98,15 +99,6 @@ async fn an_expired_certificate_is_served_and_named() {
     })
     .await;
     shown(&rig).await;
-}
-
-/// A Secret as a manifest.
-fn secret(name: &str, pair: &Pair) -> serde_json::Value {
-    serde_json::json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
-        "metadata": {"namespace": "web", "name": name},
-        "stringData": {"tls.crt": pair.certificate, "tls.key": pair.key},
-    })
 }
 
 #[tokio::test]
