@@ -15,10 +15,10 @@ use kube::{Client, Error};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Right {
     verbs: Vec<&'static str>,
-    group: &'static str,
+    group: String,
     /// The plural name of the resource without its group, for example `endpointslices` or
     /// `ingresses/status`.
-    pub resource: &'static str,
+    pub resource: String,
     /// `None`: all namespaces, or a resource without namespaces.
     namespace: Option<String>,
     /// One object. `None`: all.
@@ -28,12 +28,12 @@ pub struct Right {
 impl Right {
     /// Makes a right. `verbs` is separated by spaces. `resource` is written as for kubectl:
     /// `endpointslices.discovery.k8s.io`.
-    pub fn new(verbs: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
+    pub fn new(verbs: &'static str, resource: &str, namespace: Option<&str>) -> Self {
         let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
         Self {
             verbs: verbs.split(' ').collect(),
-            group,
-            resource,
+            group: group.to_owned(),
+            resource: resource.to_owned(),
             namespace: namespace.map(str::to_owned),
             name: None,
         }
@@ -83,11 +83,11 @@ pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, 
         for &verb in &right.verbs {
             let (resource, subresource) = match right.resource.split_once('/') {
                 Some((resource, subresource)) => (resource, Some(subresource)),
-                None => (right.resource, None),
+                None => (&*right.resource, None),
             };
             let attributes = ResourceAttributes {
                 verb: Some(verb.into()),
-                group: Some(right.group.into()),
+                group: Some(right.group.clone()),
                 resource: Some(resource.into()),
                 subresource: subresource.map(str::to_owned),
                 namespace: right.namespace.clone(),

@@ -7,6 +7,7 @@ mod rig;
 mod scope;
 
 mod breaks;
+mod check;
 mod events;
 mod gate;
 mod gateway;

@@ -18,11 +18,10 @@ use kube::{Client, Resource, ResourceExt};
 use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
 use crate::command::check::seen::Seen;
-use crate::command::check::{named, nodes};
+use crate::command::check::{named, nodes, standards};
 use crate::config::settings::{Config, Kubernetes, ListenerConfig, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::ingress::{class, ingress};
-use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
 use crate::discovery::object::Object;
 use crate::discovery::service_spec::is_claimed;
@@ -81,9 +80,12 @@ impl Reader<'_> {
         }
         let mut refused = BTreeSet::new();
         for right in missing {
-            let without = match right.resource {
+            let without = match &*right.resource {
                 "ingresses/status" | "leases" => {
                     Some("the status of Ingress objects then does not say where they are served")
+                }
+                it if it.ends_with("/status") => {
+                    Some("its objects then do not say what of them is served")
                 }
                 "events" => Some("`kubectl get events` then does not show what Ebbtide does"),
                 "nodes" => Some(
@@ -100,7 +102,7 @@ impl Reader<'_> {
             self.seen
                 .problem(&format!("RBAC: may not {right}"), GRANT.to_owned());
             if right.has("list") {
-                refused.insert(right.resource);
+                refused.insert(right.resource.clone());
             }
         }
         self.namespaces().await?;
@@ -112,7 +114,7 @@ impl Reader<'_> {
             services.extend(list::<Service>(&self.client, namespace).await?);
         }
         self.seen.warnings.extend(claims(self.config, &services));
-        self.take(
+        self.seen.take(
             "Service",
             services.iter().map(|it| {
                 (
@@ -128,7 +130,7 @@ impl Reader<'_> {
                 ingresses.extend(list::<Ingress>(&self.client, namespace).await?);
             }
             let read = |it: &_| ingress(it).map(|it| Object::Ingress(Box::new(it)));
-            self.take(
+            self.seen.take(
                 "Ingress",
                 ingresses.iter().map(|it| (it.name_any(), read(it))),
             );
@@ -140,10 +142,14 @@ impl Reader<'_> {
             let all: Api<IngressClass> = Api::all(self.client.clone());
             let all = all.list(&ListParams::default()).await?.items;
             let read = |it: &_| class(it).map(Object::IngressClass);
-            self.take(
+            self.seen.take(
                 "IngressClass",
                 all.iter().map(|it| (it.name_any(), read(it))),
             );
+        }
+        if self.config.gateway.is_some() {
+            let scopes = scopes(self.wanted);
+            standards::read(&self.client, &scopes, &refused, &mut self.seen).await?;
         }
         if self.config.addresses.is_some() && self.seen.has_claims() {
             self.seen
@@ -155,7 +161,7 @@ impl Reader<'_> {
                 let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
                 let pods = pods.list_metadata(&ListParams::default()).await?.items;
                 let read = |it: &_| manifest::pod(it, None, Some(now())).map(Object::Pod);
-                self.take(
+                self.seen.take(
                     "Pod",
                     pods.iter().map(|it| (it.name_any(), read(&it.metadata))),
                 );
@@ -164,7 +170,7 @@ impl Reader<'_> {
                 let slices = list::<EndpointSlice>(&self.client, Some(namespace)).await?;
                 let read =
                     |it: &_| manifest::slice(it, &Node::default()).map(Object::EndpointSlice);
-                self.take(
+                self.seen.take(
                     "EndpointSlice",
                     slices.iter().map(|it| (it.name_any(), read(it))),
                 );
@@ -190,6 +196,9 @@ impl Reader<'_> {
                 ));
             }
             wanted.push(Right::new("create", "events.events.k8s.io", namespace));
+        }
+        if self.config.gateway.is_some() {
+            wanted.extend(standards::rights(&scopes(self.wanted)));
         }
         // A Role, as configured namespaces need it, cannot have it.
         if self.wanted.namespaces.is_empty() {
@@ -253,22 +262,17 @@ impl Reader<'_> {
 
     /// The namespaces whose endpoints a running proxy would watch.
     fn watched_namespaces(&self) -> BTreeSet<String> {
-        let classes = self.seen.objects.iter().filter_map(|object| match object {
-            Object::IngressClass(class) => Some(class),
-            _ => None,
-        });
-        let classes = self
-            .config
-            .ingress
-            .as_ref()
-            .map(|it| Classes::of(it, classes));
+        let ingress = self.config.ingress.as_ref();
+        let classes = ingress.map(|it| Classes::of(it, self.seen.classes()));
         let classes = classes.unwrap_or_default();
         let claimed = self.seen.objects.iter().filter_map(|object| match object {
             Object::Service(service) if service.claimed => Some(&service.name.namespace),
             Object::Ingress(ingress) if classes.have(ingress) => Some(&ingress.name.namespace),
             _ => None,
         });
+        let led = self.seen.gateways().flat_map(standards::namespaces);
         claimed
+            .chain(led)
             .chain(
                 self.config
                     .listeners
@@ -278,18 +282,6 @@ impl Reader<'_> {
             )
             .cloned()
             .collect()
-    }
-
-    fn take(&mut self, kind: &str, read: impl Iterator<Item = (String, Result<Object, Invalid>)>) {
-        for (name, object) in read {
-            match object {
-                Ok(object) => self.seen.objects.push(object),
-                Err(error) => self
-                    .seen
-                    .warnings
-                    .push(format!("{kind} {name}: {error}; it is skipped")),
-            }
-        }
     }
 }
 

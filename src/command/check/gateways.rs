@@ -26,7 +26,7 @@ pub(super) struct Looked {
     pub(super) services: BTreeSet<ObjectName>,
 }
 
-/// Looks at the objects. `secret` says what is wrong with one; an API server's are not looked at.
+/// Looks at the objects. `secret` says what is wrong with one.
 pub(super) fn look(
     config: &Config,
     world: &World,
@@ -36,14 +36,15 @@ pub(super) fn look(
         return Looked::default();
     };
     let of_folder = matches!(config.discovery, Discovery::Files { .. });
+    let objects = world.gateways();
     let service = |name: &ObjectName, port: u16, is_udp: bool| {
         known_port(&ports_of(world, name), name, port, is_udp)
     };
     let plan = Plan::of(&Facts {
         settings,
         node: &[],
-        objects: world.gateways(),
-        grants: Grants::of(world.gateways().values().map(|it| &**it)),
+        objects,
+        grants: Grants::of(objects.values().map(|it| &**it)),
         service: &service,
         secret: &|name| match secret(name) {
             Some(why) => Known::Missing(why),
@@ -59,6 +60,14 @@ pub(super) fn look(
     let mut warnings: Vec<String> = warnings.collect();
     if of_folder {
         warnings.extend(left_out(&settings.controller, world));
+    } else if !objects
+        .values()
+        .any(|it| is_class_of(&settings.controller, it))
+    {
+        warnings.push(format!(
+            "no GatewayClass has controllerName {}: no Gateway is served",
+            settings.controller
+        ));
     }
     let services = plan.backends().map(|(to, _)| to.service.clone());
     Looked {
@@ -68,6 +77,10 @@ pub(super) fn look(
     }
 }
 
+fn is_class_of(controller: &str, object: &GatewayObject) -> bool {
+    matches!(&object.spec, Spec::Class(it) if it.controller_name == controller)
+}
+
 /// Gateways and routes of which nothing else speaks, though they lead nobody on. In a cluster they may be
 /// another controller's.
 fn left_out(controller: &str, world: &World) -> Vec<String> {
@@ -75,9 +88,7 @@ fn left_out(controller: &str, world: &World) -> Vec<String> {
     let is_known = |kind, name: ObjectName| objects.contains_key(&(kind, name));
     let is_ours = |class: &str| {
         let class = objects.get(&(GatewayKind::GatewayClass, ObjectName::new("", class)));
-        class.is_some_and(
-            |it| matches!(&it.spec, Spec::Class(it) if it.controller_name == controller),
-        )
+        class.is_some_and(|it| is_class_of(controller, it))
     };
     let (mut warnings, mut gateways) = (Vec::new(), 0);
     for object in objects.values() {

@@ -16,4 +16,5 @@ mod nodes;
 mod routes;
 mod seen;
 mod served;
+mod standards;
 mod warnings;

@@ -1,8 +1,10 @@
-//! What `ebbtide check` reads one by one, as a running proxy does: the Secrets that listeners name, and
-//! the Secrets and ConfigMaps that Services name for the authorities of their endpoints' certificates.
+//! What `ebbtide check` reads one by one, as a running proxy does: the Secrets that listeners, Ingress
+//! objects and Gateways name, and the Secrets and ConfigMaps that Services name for the authorities of their
+//! endpoints' certificates.
 
 use std::collections::BTreeSet;
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, ListParams};
 use kube::core::NamespaceResourceScope;
@@ -11,22 +13,34 @@ use kube::{Client, Resource};
 use crate::cluster::api;
 use crate::cluster::rights::{self, Right};
 use crate::command::check::seen::Seen;
+use crate::command::check::standards;
 use crate::config::backend::holder;
 use crate::config::settings::Config;
 use crate::contract::authorities::HolderKind;
 use crate::contract::name::ObjectName;
 use crate::discovery::object::Object;
 use crate::discovery::secret::{certificate, in_config_map, in_secret};
+use crate::discovery::secrets::MISSING;
+use crate::routing::classes::Classes;
 
-/// Reads what listeners and the Services that were seen name.
+/// Reads what listeners and the objects that were seen name.
 pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> kube::Result<()> {
-    for name in config.named_secrets() {
-        let found = one::<Secret>(client, "secrets", &name).await?;
-        if let Some(found) = found {
-            let found = found.and_then(|it| certificate(&it));
-            seen.contents.certificates.insert(name, found);
-        }
+    let mut secrets = config.named_secrets();
+    if let Some(ingress) = &config.ingress {
+        let classes = Classes::of(ingress, seen.classes());
+        let ours = seen.ingresses().filter(|it| classes.have(it));
+        secrets.extend(ours.flat_map(|it| it.secrets.iter().cloned()));
     }
+    if let Some(gateway) = &config.gateway {
+        secrets.extend(standards::secrets(&gateway.controller, seen.gateways()));
+    }
+    let each = stream::iter(secrets).map(async |name| {
+        let found = one::<Secret>(client, "secrets", &name).await?;
+        let found = found.unwrap_or_else(|| Err(MISSING.to_owned()));
+        Ok::<_, kube::Error>((name, found.and_then(|it| certificate(&it))))
+    });
+    let read: Vec<_> = each.buffer_unordered(AT_ONCE).try_collect().await?;
+    seen.contents.certificates.extend(read);
     let named = seen.objects.iter().filter_map(|object| match object {
         Object::Service(it) => holder(&it.annotations, &it.name.namespace),
         _ => None,
@@ -48,6 +62,9 @@ pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> k
     }
     Ok(())
 }
+
+/// How many Secrets are read at once. A cluster may have one for each Ingress.
+const AT_ONCE: usize = 16;
 
 /// An object, if it exists, or which right is missing to read it.
 async fn one<K>(

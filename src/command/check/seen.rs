@@ -3,7 +3,9 @@
 use std::time::SystemTime;
 
 use crate::contract::name::ObjectName;
-use crate::discovery::object::Object;
+use crate::discovery::gateway::GatewayObject;
+use crate::discovery::invalid::Invalid;
+use crate::discovery::object::{ClassObject, IngressObject, Object};
 use crate::discovery::secret::Contents;
 use crate::discovery::source::Problem;
 
@@ -38,6 +40,44 @@ impl Seen {
     pub(super) fn has_claims(&self) -> bool {
         let mut objects = self.objects.iter();
         objects.any(|object| matches!(object, Object::Service(service) if service.claimed))
+    }
+
+    /// Takes in what was read of a kind. What cannot be read is a warning.
+    pub(super) fn take(
+        &mut self,
+        kind: &str,
+        read: impl Iterator<Item = (String, Result<Object, Invalid>)>,
+    ) {
+        for (name, object) in read {
+            match object {
+                Ok(object) => self.objects.push(object),
+                Err(error) => self
+                    .warnings
+                    .push(format!("{kind} {name}: {error}; it is skipped")),
+            }
+        }
+    }
+
+    pub(super) fn classes(&self) -> impl Iterator<Item = &ClassObject> {
+        self.objects.iter().filter_map(|object| match object {
+            Object::IngressClass(class) => Some(class),
+            _ => None,
+        })
+    }
+
+    pub(super) fn ingresses(&self) -> impl Iterator<Item = &IngressObject> {
+        self.objects.iter().filter_map(|object| match object {
+            Object::Ingress(it) => Some(&**it),
+            _ => None,
+        })
+    }
+
+    /// The objects of the Gateway API.
+    pub(super) fn gateways(&self) -> impl Iterator<Item = &GatewayObject> + Clone {
+        self.objects.iter().filter_map(|object| match object {
+            Object::Gateway(it) => Some(&**it),
+            _ => None,
+        })
     }
 
     pub(super) fn problem(&mut self, subject: &str, error: String) {

@@ -146,6 +146,8 @@ struct State {
     ignores_streams: bool,
     /// Namespaces, and kinds of objects in them, that the user may not read.
     forbidden: BTreeSet<(Kind, Option<String>)>,
+    /// Verb, resource and name of what a review of access does not allow.
+    denied: BTreeSet<(String, String, String)>,
     /// Namespaces that do not exist.
     absent: BTreeSet<String>,
     /// The labels and the spec of nodes, by name; `None`: not answered yet. The others may not be read.
@@ -315,6 +317,12 @@ impl Api {
     /// Forgets the continue tokens given so far.
     pub fn forget_pages(&self) {
         self.lock().pages.clear();
+    }
+
+    /// Reviews of access do not allow this. Requests are answered all the same.
+    pub fn deny(&self, verb: &str, resource: &str, name: &str) {
+        let denied = (verb.into(), resource.into(), name.into());
+        self.lock().denied.insert(denied);
     }
 
     pub fn fault(&self, kind: Kind, verb: Verb, fault: Fault) {

@@ -68,6 +68,17 @@ impl Times {
     }
 }
 
+/// How a user reaches the API server.
+pub fn kubeconfig(api: &Api) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+         clusters: [{{name: it, cluster: {{server: 'http://{}'}}}}]\n\
+         users: [{{name: it, user: {{token: secret}}}}]\n\
+         contexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n",
+        api.address
+    )
+}
+
 impl Rig {
     /// A proxy with listener `web`, once it is ready.
     pub async fn start(api: &Api) -> Self {
@@ -84,14 +95,7 @@ impl Rig {
 
     pub fn with_times(api: &Api, source: &str, more: &str, times: Times) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let kubeconfig = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
-             clusters: [{{name: it, cluster: {{server: 'http://{}'}}}}]\n\
-             users: [{{name: it, user: {{token: secret}}}}]\n\
-             contexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n",
-            api.address
-        );
-        std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
+        std::fs::write(folder.path().join("kubeconfig"), kubeconfig(api)).unwrap();
         let mut rig = Self {
             api: api.clone(),
             folder,

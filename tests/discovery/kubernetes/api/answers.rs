@@ -58,6 +58,28 @@ impl Api {
                 answer(201, &event)
             });
         }
+        if request.method() == "GET" && path == "/version" {
+            let version = json!({
+                "major": "1", "minor": "36", "gitVersion": "v1.36.0", "gitCommit": "", "gitTreeState": "",
+                "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+            });
+            return Ok(answer(200, &version));
+        }
+        if request.method() == "POST" && path.ends_with("/selfsubjectreviews") {
+            return Ok(status(404, "not found"));
+        }
+        if request.method() == "POST" && path.ends_with("/selfsubjectaccessreviews") {
+            let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20)
+                .await
+                .unwrap();
+            let mut review: Value = serde_json::from_slice(&body).unwrap();
+            let asked = &review["spec"]["resourceAttributes"];
+            let text = |name: &str| asked[name].as_str().unwrap_or_default().to_owned();
+            let denied = (text("verb"), text("resource"), text("name"));
+            let allowed = !self.lock().denied.contains(&denied);
+            review["status"] = json!({"allowed": allowed});
+            return Ok(answer(201, &review));
+        }
         if request.method() == "GET"
             && let Some((collection, name)) = path.rsplit_once('/')
             && let Some((kind @ (Kind::Services | Kind::Pods), Some(namespace))) = place(collection)
