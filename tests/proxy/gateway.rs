@@ -216,7 +216,7 @@ async fn a_request_by_the_connection_of_another_listener_is_misdirected() {
     let rig = rig(folder).await;
     let to = format!("web/gateway/edge:{port}@127.66.0.1");
     let to: SocketAddr = rig.running().listener(&to).unwrap();
-    let other = || (421, "misdirected".to_owned());
+    let other = || (421, "misdirected_request".to_owned());
     let cases = [
         ("a.example", "A.example.", ok("a")),
         ("a.example", "b.wild.example", other()),
