@@ -93,7 +93,7 @@ impl Inheritance {
                     };
                     let spare = &mut self.lock().spare;
                     let of_listener = spare.entry((door.transport, door.listener)).or_default();
-                    of_listener.insert(door.worker, inherited);
+                    of_listener.insert(door.number, inherited);
                 }
                 Ok(Said::All) => break,
                 Ok(Said::Released(_)) => return Err(ErrorKind::InvalidData.into()),
@@ -127,7 +127,7 @@ impl Inheritance {
                 && let Some(spare) = state.spare.get_mut(&(door.transport, door.listener))
             {
                 // No listener here wants it. Nobody would read it.
-                spare.remove(&door.worker);
+                spare.remove(&door.number);
             }
             drop(state);
             if channel.send(&[u8::from(waiting.is_some())], &[]).is_err() {
@@ -141,7 +141,24 @@ impl Inheritance {
         state.waiting.values().for_each(CancellationToken::cancel);
     }
 
-    /// The sockets of the listener at this address, if there are `count` of them.
+    /// How many sockets a listener at this address has, if it wants `count`: no socket of TCP is left, or
+    /// what waits in its queue would be lost.
+    pub(super) fn sockets(
+        &self,
+        transport: Transport,
+        listener: SocketAddr,
+        count: usize,
+    ) -> usize {
+        let spare = &self.lock().spare;
+        let has = spare.get(&(transport, listener)).map_or(0, HashMap::len);
+        match transport {
+            Transport::Tcp => count.max(has),
+            Transport::Udp => count,
+        }
+    }
+
+    /// The sockets of the listener at this address. Those of UDP only if there are `count` of them: each has
+    /// the sessions of a worker.
     pub(super) fn take(
         &self,
         transport: Transport,
@@ -150,18 +167,20 @@ impl Inheritance {
     ) -> Option<Vec<Inherited>> {
         let mut state = self.lock();
         let all = state.spare.remove(&(transport, listener))?;
-        if all.len() != count {
+        if transport == Transport::Udp && all.len() != count {
             return None;
         }
-        for (worker, inherited) in &all {
+        for (number, inherited) in &all {
             let door = DoorName {
                 transport,
                 listener,
-                worker: *worker,
+                number: *number,
             };
             state.waiting.insert(door, inherited.may_read.clone());
         }
-        Some(all.into_values().collect())
+        let mut all: Vec<_> = all.into_iter().collect();
+        all.sort_unstable_by_key(|(number, _)| *number);
+        Some(all.into_iter().map(|(_, it)| it).collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -20,7 +20,7 @@ use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::doors::Inheritance;
 use crate::net::{datagrams, socket};
-use crate::proxy::shared::{Shared, WorkerCommand};
+use crate::proxy::shared::{Listening, Shared, WorkerCommand};
 
 /// The listening sockets of all workers.
 pub(super) struct Sockets {
@@ -81,7 +81,7 @@ impl Sockets {
     ///
     /// The kernel spreads the clients over the sockets of a port. A UDP client has its session with
     /// one worker, and stays there: the sockets are opened together and closed together. Those of a
-    /// predecessor are used where there are as many.
+    /// predecessor are used: all of TCP, and those of UDP where there are as many.
     ///
     /// # Errors
     /// The address cannot be bound, or no descriptor is left for it.
@@ -92,14 +92,16 @@ impl Sockets {
         single: bool,
         shared: &Shared,
     ) -> io::Result<Arc<ListenerSpec>> {
+        let (address, transport) = (config.address, config.transport());
         let count = if single { 1 } else { shared.mailboxes.len() };
+        let count = self.inheritance.sockets(transport, address, count);
         let after = self.open + count;
         let has_room = after <= self.descriptors.listening()
             && shared.resize(self.descriptors.connections(after));
         if !has_room {
             return Err(self.no_room());
         }
-        let (name, address, transport) = (&config.name, config.address, config.transport());
+        let name = &config.name;
         let is_known = self.ports.contains_key(&(transport, address.port()));
         let id = self.next_id();
         let inherited = self.inheritance.take(transport, address, count);
@@ -139,9 +141,16 @@ impl Sockets {
         // those that have no socket are not idle.
         let first = self.next_id as usize % shared.mailboxes.len();
         let mailboxes = shared.mailboxes.iter().cycle().skip(first);
-        for (mailbox, (socket, may_read)) in mailboxes.zip(sockets) {
+        for ((number, (socket, may_read)), mailbox) in
+            sockets.into_iter().enumerate().zip(mailboxes)
+        {
+            let listening = Listening {
+                number,
+                socket,
+                may_read,
+            };
             // A worker ends only when the process ends.
-            let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket, may_read));
+            let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), listening));
         }
         Ok(spec)
     }

@@ -21,7 +21,7 @@ use crate::contract::policy::Transport;
 use crate::net::socket;
 use crate::proxy::doors::DoorName;
 use crate::proxy::session;
-use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
+use crate::proxy::shared::{Accepted, Listening, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 
 /// Counts an accept loop as ended.
@@ -45,46 +45,50 @@ impl Drop for Accepting {
 pub async fn serve(
     worker: Rc<Worker>,
     spec: Arc<ListenerSpec>,
-    socket: TcpListener,
-    may_read: Option<CancellationToken>,
+    listening: Listening,
     stop: CancellationToken,
 ) {
     let _accepting = Accepting::of(&spec);
-    let socket = match socket::watch(socket) {
+    let Listening {
+        number,
+        socket,
+        may_read,
+    } = listening;
+    let socket = match socket::watch(socket.into()) {
         Ok(socket) => Rc::new(socket),
         Err(error) => {
             return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket");
         }
     };
-    let door = (spec.clone(), socket.clone());
-    worker.accepting.borrow_mut().insert(spec.id, door);
+    let (key, accepts) = ((spec.id, number), (spec.clone(), socket.clone()));
+    worker.accepting.borrow_mut().insert(key, accepts);
     accept_until(&worker, &spec, &socket, &stop).await;
-    worker.accepting.borrow_mut().remove(&spec.id);
+    worker.accepting.borrow_mut().remove(&key);
     if let Some(may_read) = may_read.filter(|it| !it.is_cancelled()) {
         // The predecessor goes on to accept. It must not be told that this process does.
         return may_read.cancel();
     }
-    if !worker.shared.doors.release(name(&worker, &spec)).await {
+    if !worker.shared.doors.release(name(&spec, number)).await {
         accept_the_rest(&worker, &spec, &socket).await;
     }
 }
 
 /// Shows the sockets of TCP listeners that this worker accepts from.
 pub fn show_doors(worker: &Worker, show: &Sender<(DoorName, OwnedFd)>) {
-    for (spec, socket) in worker.accepting.borrow().values() {
+    for ((_, number), (spec, socket)) in &*worker.accepting.borrow() {
         if let Ok(copy) = socket.get_ref().as_fd().try_clone_to_owned() {
             // Nobody may listen any more.
-            let _ = show.send((name(worker, spec), copy));
+            let _ = show.send((name(spec, *number), copy));
         }
     }
 }
 
 /// How another process knows the socket of a listener.
-fn name(worker: &Worker, spec: &ListenerSpec) -> DoorName {
+fn name(spec: &ListenerSpec, number: usize) -> DoorName {
     DoorName {
         transport: Transport::Tcp,
         listener: spec.address,
-        worker: worker.index,
+        number,
     }
 }
 

@@ -25,8 +25,10 @@ pub struct DoorName {
     pub transport: Transport,
     /// The listener's address.
     pub listener: SocketAddr,
-    /// The worker that reads it.
-    pub worker: usize,
+    /// Its number among the listener's sockets. Of UDP it is that of the worker that reads it. An earlier
+    /// version has one socket for each worker, and calls it so.
+    #[serde(rename = "worker")]
+    pub number: usize,
 }
 
 fn udp() -> Transport {

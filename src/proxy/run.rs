@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
 use crate::contract::policy::Transport;
@@ -72,22 +71,16 @@ impl Worker {
             WorkerCommand::Config(config) => {
                 *self.config.borrow_mut() = Rc::new(Config::clone(&config))
             }
-            WorkerCommand::Listen(spec, socket, may_read) => {
-                let stop = CancellationToken::new();
-                self.listeners.borrow_mut().insert(spec.id, stop.clone());
+            WorkerCommand::Listen(spec, listening) => {
+                let mut listeners = self.listeners.borrow_mut();
+                let stop = listeners.entry(spec.id).or_default().clone();
                 let worker = self.clone();
                 match spec.transport() {
                     Transport::Tcp => {
-                        let socket = socket.into();
-                        tokio::task::spawn_local(accept::serve(
-                            worker, spec, socket, may_read, stop,
-                        ));
+                        tokio::task::spawn_local(accept::serve(worker, spec, listening, stop));
                     }
                     Transport::Udp => {
-                        let socket = socket.into();
-                        tokio::task::spawn_local(udp::serve::serve(
-                            worker, spec, socket, may_read, stop,
-                        ));
+                        tokio::task::spawn_local(udp::serve::serve(worker, spec, listening, stop));
                     }
                 }
             }

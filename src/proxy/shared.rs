@@ -119,13 +119,23 @@ impl Pace {
     }
 }
 
+/// A listening socket for a worker.
+pub struct Listening {
+    /// Its number among the listener's sockets.
+    pub number: usize,
+    /// The socket.
+    pub socket: OwnedFd,
+    /// Cancelled when the process before this one reads it no more. Until then a socket of UDP is left alone.
+    /// `None`: no other process has it.
+    pub may_read: Option<CancellationToken>,
+}
+
 /// A message to a worker.
 pub enum WorkerCommand {
     /// Use this configuration from now on.
     Config(Arc<Config>),
-    /// Accept on this socket, which is this worker's share of the listener.
-    /// A socket that the process before this one reads is left alone until the token is cancelled.
-    Listen(Arc<ListenerSpec>, OwnedFd, Option<CancellationToken>),
+    /// Accept on this socket, which is this worker's share of the listener, or a part of it.
+    Listen(Arc<ListenerSpec>, Listening),
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
     /// Serve a connection that another worker has accepted.

@@ -59,7 +59,8 @@ pub struct Worker {
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     pub(super) listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
     /// The TCP listeners that it accepts from.
-    pub(super) accepting: RefCell<HashMap<ListenerId, Accepts>>,
+    /// By the listener and the number of the socket.
+    pub(super) accepting: RefCell<HashMap<(ListenerId, usize), Accepts>>,
     pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
     /// Pipes for splice.
     pub pipes: Pipes,

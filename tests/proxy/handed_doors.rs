@@ -1,6 +1,7 @@
 //! Both processes accept from the same sockets of TCP listeners: a connection in a socket's queue is
 //! served by the one that is there (contract 1.14).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,9 @@ use tokio::net::TcpStream;
 use crate::proxy::handed::{App, Place, ends_well, get, loses};
 use crate::support::process::Process;
 use crate::support::wait::eventually;
+
+/// The state of such a socket in /proc/net/tcp.
+const LISTEN: &str = "0A";
 
 /// New clients, so many that each socket of the listener gets some.
 async fn are_served(web: SocketAddr) {
@@ -67,10 +71,36 @@ async fn a_listener_that_the_new_process_removes_goes_on_in_the_old_one() {
 /// Before, each that came to a socket while it closed waited for a second.
 #[tokio::test]
 async fn clients_that_connect_without_a_pause_are_served_through_three_replacements() {
-    let (app, place) = (
-        App::start().await,
-        Place::new("timeouts: {lameDuck: 10m, shutdown: 10m}"),
-    );
+    are_served_through([2; 4]).await;
+}
+
+/// A socket that no worker of the new process had would close with the clients in its queue.
+#[tokio::test]
+async fn so_are_they_by_processes_with_fewer_workers_and_with_more() {
+    are_served_through([3, 1, 2, 1, 3]).await;
+}
+
+/// The sockets that listen at an address, by their inodes.
+fn listening(at: SocketAddr) -> BTreeSet<String> {
+    let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let rows = all
+        .lines()
+        .map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let port = format!(":{:04X}", at.port());
+    let rows = rows.filter(|row| row[1].ends_with(&port) && row[3] == LISTEN);
+    rows.map(|row| row[9].to_owned()).collect()
+}
+
+/// Clients connect without a pause while a process with each number of workers replaces the one before.
+async fn are_served_through<const N: usize>(workers: [usize; N]) {
+    let app = App::start().await;
+    let mut place = Place::new("timeouts: {lameDuck: 10m, shutdown: 10m}");
+    let text = place.text.clone();
+    let have = |place: &mut Place, n: usize| {
+        place.text = text.replace("workers: 2", &format!("workers: {n}"));
+        assert!(place.text.contains(&format!("workers: {n}")));
+    };
+    have(&mut place, workers[0]);
     let mut process = place.process(&app).await;
     let is_over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..8)
@@ -87,11 +117,18 @@ async fn clients_that_connect_without_a_pause_are_served_through_three_replaceme
             })
         })
         .collect();
-    for _ in 0..3 {
+    let mut sockets = listening(place.web);
+    assert_eq!(sockets.len(), workers[0]);
+    for n in &workers[1..] {
+        have(&mut place, *n);
         let next = place.process(&app).await;
         process.proxy.signal(Signal::TERM);
         ends_well(&mut process).await;
         process = next;
+        let now = listening(place.web);
+        assert!(sockets.is_subset(&now), "{sockets:?} before, {now:?} after");
+        assert!(now.len() >= *n, "each of {n} workers has one: {now:?}");
+        sockets = now;
     }
     is_over.store(true, Ordering::SeqCst);
     for client in clients {

@@ -15,7 +15,7 @@ use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol, Transport};
 use ebbtide::contract::route::{RouteTable, Rule};
 use ebbtide::net::datagrams;
-use ebbtide::proxy::shared::WorkerCommand;
+use ebbtide::proxy::shared::{Listening, WorkerCommand};
 use serde_json::json;
 
 use crate::support::folder::{Ep, Folder};
@@ -106,10 +106,15 @@ async fn open(
         accepting: AtomicUsize::new(1),
         ..ListenerSpec::unbound(number(), "door", address, &nobody, &port)
     };
+    let listening = Listening {
+        number: 0,
+        socket,
+        may_read: None,
+    };
     let mailbox = &rig.running().shared().mailboxes[0];
     assert!(
         mailbox
-            .send(WorkerCommand::Listen(Arc::new(spec), socket, None))
+            .send(WorkerCommand::Listen(Arc::new(spec), listening))
             .is_ok()
     );
     (address, table)

@@ -67,7 +67,13 @@ pub(super) fn route(
         client.stream.server_name(is_other) == Some(true)
     });
     if misdirected {
-        return answer(client, bound, None, (421, "misdirected_request"), Vec::new());
+        return answer(
+            client,
+            bound,
+            None,
+            (421, "misdirected_request"),
+            Vec::new(),
+        );
     }
     let found = asked.and_then(|asked| Some((asked, table.search(&asked)?)));
     let Some((asked, action)) = found else {

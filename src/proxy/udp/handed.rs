@@ -129,7 +129,7 @@ pub(super) fn name(worker: &Worker, door: &Door) -> DoorName {
     DoorName {
         transport: Transport::Udp,
         listener: door.spec.address,
-        worker: worker.index,
+        number: worker.index,
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::UdpSocket;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +15,7 @@ use crate::contract::listener::ListenerSpec;
 use crate::net::datagrams::{Arrival, Datagrams};
 use crate::proxy::accept::Accepting;
 use crate::proxy::claims::Key;
+use crate::proxy::shared::Listening;
 use crate::proxy::udp::forward::take_in;
 use crate::proxy::udp::handed::{give_all, name};
 use crate::proxy::udp::sessions::Door;
@@ -27,13 +27,13 @@ use crate::proxy::worker::Worker;
 pub async fn serve(
     worker: Rc<Worker>,
     spec: Arc<ListenerSpec>,
-    socket: UdpSocket,
-    may_read: Option<CancellationToken>,
+    listening: Listening,
     stop: CancellationToken,
 ) {
     let _accepting = Accepting::of(&spec);
+    let may_read = listening.may_read;
     let is_read = Cell::new(may_read.is_none());
-    let door = match Datagrams::watch(socket) {
+    let door = match Datagrams::watch(listening.socket.into()) {
         Ok(socket) => Rc::new(Door {
             spec,
             socket,
