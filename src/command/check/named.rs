@@ -1,5 +1,6 @@
 //! What `ebbtide check` reads one by one, as a running proxy does: the Secrets that listeners name, and
-//! the Secrets and ConfigMaps that Services name for the authorities of their endpoints' certificates.
+//! the Secrets and ConfigMaps that Services and policies name for the authorities of their endpoints'
+//! certificates.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +18,7 @@ use crate::contract::authorities::HolderKind;
 use crate::contract::name::ObjectName;
 use crate::discovery::object::Object;
 use crate::discovery::secret::{certificate, in_config_map, in_secret};
+use crate::routing::gateway::policies;
 
 /// Reads what listeners and the Services that were seen name.
 pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> kube::Result<()> {
@@ -27,11 +29,15 @@ pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> k
             seen.contents.certificates.insert(name, found);
         }
     }
-    let named = seen.objects.iter().filter_map(|object| match object {
-        Object::Service(it) => holder(&it.annotations, &it.name.namespace),
-        _ => None,
-    });
-    for holder in named.collect::<BTreeSet<_>>() {
+    let mut named = BTreeSet::new();
+    for object in &seen.objects {
+        match object {
+            Object::Service(it) => named.extend(holder(&it.annotations, &it.name.namespace)),
+            Object::Gateway(it) => named.extend(policies::holders(it)),
+            _ => {}
+        }
+    }
+    for holder in named {
         let (kind, name) = (holder.kind, &holder.name);
         let found = match kind {
             HolderKind::Secret => {
