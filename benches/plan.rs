@@ -53,7 +53,9 @@ fn plan(bencher: Bencher, count: usize) {
             objects: &objects,
             grants: Grants::of(objects.values().map(|it| &**it)),
             service: &|_, _, _| Known::Is(()),
+            port_name: &|_, _| None,
             secret: &|_| Known::Is(()),
+            authorities: &|_| None,
             now: "now".to_owned(),
         })
         .doors

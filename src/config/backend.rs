@@ -1,7 +1,7 @@
 //! The annotation `ebbtide.dev/backend-tls`: how a Service's endpoints are spoken to over TLS.
 //!
 //! Invariant: of one text, with the same authorities, there is one [`Backend`] at a time. So sessions with endpoints are resumed,
-//! however often the Service changes.
+//! however often the Service changes, or a BackendTLSPolicy that names it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
@@ -10,7 +10,6 @@ use serde::Deserialize;
 
 use crate::contract::authorities::{FoundAuthorities, Holder, HolderKind};
 use crate::contract::backend::Backend;
-use crate::contract::name::ObjectName;
 
 /// The name of the annotation.
 pub const BACKEND_TLS: &str = "ebbtide.dev/backend-tls";
@@ -45,43 +44,41 @@ pub fn holder(annotations: &BTreeMap<String, String>, namespace: &str) -> Option
         (None, Some(name)) => (HolderKind::ConfigMap, name),
         _ => return None,
     };
-    is_name(&name).then(|| Holder {
-        kind,
-        name: ObjectName::new(namespace, name),
-    })
-}
-
-/// Whether an object can have this name (RFC 1123 subdomain). It becomes part of a field selector.
-fn is_name(text: &str) -> bool {
-    let is_allowed = |it: u8| matches!(it, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
-    (1..=253).contains(&text.len()) && text.bytes().all(is_allowed)
+    Holder::of(kind, namespace, &name)
 }
 
 /// Reads the annotation, and says what is wrong with it. One that cannot be read refuses every
 /// endpoint. `found` is what is known of the object that it names.
 pub(super) fn read(text: &str, found: Option<&FoundAuthorities>) -> (Arc<Backend>, Option<String>) {
-    static KNOWN: LazyLock<Mutex<HashMap<String, Weak<Backend>>>> = LazyLock::new(Mutex::default);
+    // Policies have texts of their own.
     let whole = match found {
-        Some(Ok(more)) => format!("{text}\n{more}"),
-        Some(Err(more)) => format!("{text}\n{more}"),
-        None => text.to_owned(),
+        Some(Ok(more)) => format!("annotation\n{text}\n{more}"),
+        Some(Err(more)) => format!("annotation\n{text}\n{more}"),
+        None => format!("annotation\n{text}"),
     };
-    let (made, wrong) = {
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(backend) = known.get(&whole).and_then(Weak::upgrade) {
-            return (backend, None);
-        }
-        known.retain(|_, backend| backend.strong_count() > 0);
-        match parse(text, &whole, found) {
-            Ok(backend) => {
-                let backend = Arc::new(backend);
-                known.insert(whole, Arc::downgrade(&backend));
-                (backend, None)
-            }
-            Err(wrong) => (Arc::new(Backend::unreadable(&whole)), Some(wrong)),
-        }
-    };
-    (made, wrong)
+    match one_of(&whole, || parse(text, &whole, found)) {
+        Ok(backend) => (backend, None),
+        Err(wrong) => (Arc::new(Backend::unreadable(&whole)), Some(wrong)),
+    }
+}
+
+/// The only one of this text at a time. `make` is asked for it if there is none.
+///
+/// # Errors
+/// Those of `make`.
+pub fn one_of(
+    whole: &str,
+    make: impl FnOnce() -> Result<Backend, String>,
+) -> Result<Arc<Backend>, String> {
+    static KNOWN: LazyLock<Mutex<HashMap<String, Weak<Backend>>>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(backend) = known.get(whole).and_then(Weak::upgrade) {
+        return Ok(backend);
+    }
+    known.retain(|_, backend| backend.strong_count() > 0);
+    let backend = Arc::new(make()?);
+    known.insert(whole.to_owned(), Arc::downgrade(&backend));
+    Ok(backend)
 }
 
 fn parse(text: &str, whole: &str, found: Option<&FoundAuthorities>) -> Result<Backend, String> {
@@ -118,7 +115,7 @@ fn parse(text: &str, whole: &str, found: Option<&FoundAuthorities>) -> Result<Ba
     }
     let hostname = hostname.ok_or_else(|| format!("hostname is missing, {expected}"))?;
     match (first, found) {
-        (Some((field, name)), _) if !is_name(name) => {
+        (Some((field, name)), _) if Holder::of(HolderKind::Secret, "", name).is_none() => {
             Err(format!("{field}: no object can have the name {name:?}"))
         }
         (Some(_), Some(Ok(pem))) => Backend::verified(whole, pem, &hostname),

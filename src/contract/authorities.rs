@@ -25,6 +25,19 @@ pub enum HolderKind {
     ConfigMap,
 }
 
+impl Holder {
+    /// The object of this name. `None`: no object can have it (RFC 1123 subdomain). The name becomes part
+    /// of a field selector.
+    pub fn of(kind: HolderKind, namespace: &str, name: &str) -> Option<Self> {
+        let is_allowed = |it: u8| matches!(it, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+        let is_name = (1..=253).contains(&name.len()) && name.bytes().all(is_allowed);
+        is_name.then(|| Self {
+            kind,
+            name: ObjectName::new(namespace, name),
+        })
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.kind, self.name)

@@ -15,7 +15,8 @@ use rustls::{
     WantsVerifier,
 };
 
-use crate::contract::certificate::{provider, roots_of};
+use crate::contract::certificate::{algorithms, provider, roots_of};
+use crate::contract::subject_name::{ByNames, SubjectName};
 
 /// How the proxy speaks TLS with endpoints.
 #[derive(Debug)]
@@ -77,6 +78,44 @@ impl Backend {
             waits: why.is_none(),
             ..Self::unreadable(text)
         })
+    }
+
+    /// Verifies endpoints by these authorities (PEM). `hostname` is the name that is asked for; the
+    /// certificate must have one of `names`.
+    ///
+    /// # Errors
+    /// What is wrong, in a few words.
+    pub fn with_names(
+        text: &str,
+        authorities: &str,
+        hostname: &str,
+        names: Vec<SubjectName>,
+    ) -> Result<Self, String> {
+        let roots = roots_of(authorities.as_bytes()).map_err(|what| format!("ca: {what}"))?;
+        let verifier = Arc::new(ByNames::new(roots, names));
+        let config = builder()?.dangerous();
+        let config = config.with_custom_certificate_verifier(verifier);
+        Ok(Self {
+            config: Ok(Arc::new(config.with_no_client_auth())),
+            hostname: Some(name(hostname)?),
+            ..Self::unreadable(text)
+        })
+    }
+
+    /// Refuses every endpoint, because nobody has told yet whom endpoints must be.
+    pub fn waiting(text: &str) -> Self {
+        Self {
+            waits: true,
+            ..Self::refusing(text, "it is not known yet whom the endpoints must be")
+        }
+    }
+
+    /// Refuses every endpoint, for this reason.
+    pub fn refusing(text: &str, why: &str) -> Self {
+        Self {
+            config: Err(why.to_owned()),
+            ..Self::unreadable(text)
+        }
     }
 
     /// Refuses every endpoint.
@@ -155,8 +194,7 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let known = provider().signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, &known)
+        verify_tls12_signature(message, certificate, signed, &algorithms())
     }
 
     fn verify_tls13_signature(
@@ -165,13 +203,10 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let known = provider().signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, &known)
+        verify_tls13_signature(message, certificate, signed, &algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        algorithms().supported_schemes()
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::civil::DateTime;
 use rustls::RootCertStore;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -22,6 +22,11 @@ pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
     PROVIDER.clone()
+}
+
+/// The kinds of signatures that are verified.
+pub(super) fn algorithms() -> WebPkiSupportedAlgorithms {
+    provider().signature_verification_algorithms
 }
 
 /// A certificate with its chain and its key.

@@ -1,7 +1,7 @@
 //! A listener as every worker knows it: where it is bound and what its clients are served by, a Service
 //! port or routes. The routes lead to actions, and these to listeners of Service ports again.
 //!
-//! Invariants: what a [`ListenerSpec`] says never changes. A listener whose configuration changes is
+//! Invariants: what a [`ListenerSpec`] says never changes, but for how TLS is spoken. A listener whose configuration changes is
 //! closed, and another one with another [`ListenerId`] is opened. An [`Action`] never changes either, so a
 //! request keeps the one that it was found with.
 
@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 
+use crate::contract::backend::Backend;
 use crate::contract::by_name::ByName;
 use crate::contract::filters::Filters;
 use crate::contract::name::ObjectName;
@@ -55,6 +56,9 @@ pub struct ListenerSpec {
     pub accepting: AtomicUsize,
     /// Which traffic policy of the Service counts here. `None`: every endpoint may be reached.
     pub scope: Option<Scope>,
+    /// How TLS is spoken with the endpoints, where a BackendTLSPolicy says it. `None`: as the Service says.
+    /// It changes in its place, so clients that are held see it.
+    pub backend: ArcSwapOption<Backend>,
 }
 
 impl ListenerSpec {
@@ -83,6 +87,7 @@ impl ListenerSpec {
             sockets: 0,
             accepting: AtomicUsize::new(0),
             scope: None,
+            backend: ArcSwapOption::empty(),
         }
     }
 

@@ -27,6 +27,7 @@ pub mod reason;
 pub mod route;
 pub mod snapshot;
 pub mod source;
+pub mod subject_name;
 pub mod termination;
 mod tickets;
 /// The atomics that `lease` uses. `tests/loom.rs` compiles `lease` against loom's atomics instead.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::contract::authorities::{FoundAuthorities, Holder};
 use crate::contract::name::ObjectName;
 use crate::control::pace::Pace;
 use crate::control::planner::{Made, News, Planner, Told};
@@ -100,12 +101,28 @@ impl Gateways {
         self.news.secrets.insert(name, found);
     }
 
+    /// Takes in what is known of an object with authorities; `None`: nobody looks at it any more.
+    pub(super) fn authorities(
+        &mut self,
+        holder: Holder,
+        found: Option<FoundAuthorities>,
+        named: &BTreeSet<Holder>,
+    ) {
+        if matches!(self.planner, Place::Nowhere) {
+            return;
+        }
+        if named.contains(&holder) {
+            self.pace.note(Instant::now());
+        }
+        self.news.authorities.insert(holder, found);
+    }
+
     /// Plans soon.
     pub(super) fn note(&mut self) {
         self.pace.note(Instant::now());
     }
 
-    /// From here on, a Secret of which nothing is known does not exist.
+    /// From here on, a Secret or an object with authorities of which nothing is known does not exist.
     pub(super) fn all_secrets_are_known(&mut self) {
         self.news.knows_all_secrets = true;
     }

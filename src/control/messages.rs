@@ -38,7 +38,10 @@ impl Control {
             }
             Message::Authorities { holder, found } => {
                 let mut touched = Touched::default();
-                self.world.take_authorities(&holder, found, &mut touched);
+                self.world
+                    .take_authorities(&holder, found.clone(), &mut touched);
+                let named = self.routed.holders_of_policies();
+                self.gateways.authorities(holder, found, named);
                 self.table.apply(&self.world, &touched, Instant::now())
             }
             Message::Certificate { secret, found } => {

@@ -16,19 +16,21 @@ use crate::cluster::status::Wanted;
 use crate::config::settings::{self, Config, ListenerConfig};
 use crate::config::tls::{ClientCertificates, Tls};
 use crate::contract::address::AddressKind;
+use crate::contract::authorities::{FoundAuthorities, Holder};
 use crate::contract::listener::{Action, Backends, FoundBy, Target};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::PortRef;
 use crate::contract::route::RouteTable;
 use crate::control::certificates::RoutesOf;
-use crate::control::targets::Targets;
+use crate::control::targets::{Of, Targets};
 use crate::control::wanted::{Doors, Origin};
+use crate::discovery::files::NOWHERE;
 use crate::discovery::gateway::{GatewayKind, GatewayObject};
 use crate::routing::gateway::doors::{Door, Enters};
-use crate::routing::gateway::facts::{Facts, Known, Objects, Ports, known_port};
+use crate::routing::gateway::facts::{Facts, Known, Objects, Ports, known_port, port_name};
 use crate::routing::gateway::grants::Grants;
 use crate::routing::gateway::plan::Plan;
-use crate::routing::gateway::rules::Planned;
+use crate::routing::gateway::rules::{Planned, PlannedBackend};
 use crate::routing::gateway::statuses;
 
 /// What the planner has not been told yet.
@@ -40,7 +42,9 @@ pub struct News {
     pub services: BTreeMap<ObjectName, Told>,
     /// Secrets, and why one gives no certificate.
     pub secrets: BTreeMap<ObjectName, Result<(), String>>,
-    /// A Secret of which nothing is known does not exist.
+    /// Objects with authorities; `None`: nobody looks at it any more.
+    pub authorities: BTreeMap<Holder, Option<FoundAuthorities>>,
+    /// A Secret of which nothing is known does not exist, and neither does an object with authorities.
     pub knows_all_secrets: bool,
 }
 
@@ -65,6 +69,8 @@ pub struct InForce {
     pub services: BTreeSet<ObjectName>,
     /// Secrets that Gateways name, also those that do not exist.
     pub secret_names: BTreeSet<ObjectName>,
+    /// Objects with authorities that policies name, also those that do not exist.
+    pub holders: BTreeSet<Holder>,
     /// The statuses of objects that do not say what they should, by [`Wanted::resource`].
     pub statuses: BTreeMap<(GatewayKind, ObjectName), Wanted>,
     /// What is not served, where nobody writes statuses.
@@ -167,12 +173,18 @@ impl Planner {
         }
         self.known.services.extend(news.services);
         self.known.secrets.extend(news.secrets);
+        self.known.authorities.extend(news.authorities);
+        self.known.authorities.retain(|_, found| found.is_some());
         self.known.knows_all_secrets |= news.knows_all_secrets;
-        let (services, secrets) = (RefCell::default(), RefCell::default());
-        let plan = self.plan_of(&services, &secrets);
-        let gone = self.targets.become_those(plan.backends());
+        let named = Named::default();
+        let plan = self.plan_of(&named);
+        let backends = plan.backends();
+        let backends = backends.map(|it| (of(it), it.backend.as_ref()));
+        let gone = self.targets.become_those(backends);
         let mut made = self.in_force(&plan);
-        (made.services, made.secret_names) = (services.into_inner(), secrets.into_inner());
+        made.services = named.services.into_inner();
+        made.secret_names = named.secrets.into_inner();
+        made.holders = named.holders.into_inner();
         // The control thread forgets these Services, too, when it takes this plan in.
         (self.known.services).retain(|name, _| made.services.contains(name));
         let nothing = BTreeSet::new();
@@ -190,13 +202,9 @@ impl Planner {
         }
     }
 
-    fn plan_of(
-        &self,
-        services: &RefCell<BTreeSet<ObjectName>>,
-        secrets: &RefCell<BTreeSet<ObjectName>>,
-    ) -> Plan {
+    fn plan_of(&self, named: &Named) -> Plan {
         let service = |name: &ObjectName, port: u16, is_udp: bool| {
-            let mut services = services.borrow_mut();
+            let mut services = named.services.borrow_mut();
             if !services.contains(name) {
                 services.insert(name.clone());
             }
@@ -206,12 +214,19 @@ impl Planner {
             }
         };
         let secret = |name: &ObjectName| {
-            secrets.borrow_mut().insert(name.clone());
+            named.secrets.borrow_mut().insert(name.clone());
             match self.known.secrets.get(name) {
                 Some(Ok(())) => Known::Is(()),
                 Some(Err(why)) => Known::Missing(why.clone()),
                 None if self.known.knows_all_secrets => Known::Missing("it does not exist".into()),
                 None => Known::Unknown,
+            }
+        };
+        let authorities = |holder: &Holder| {
+            named.holders.borrow_mut().insert(holder.clone());
+            match self.known.authorities.get(holder) {
+                Some(found) => found.clone(),
+                None => (self.known.knows_all_secrets).then(|| Err(NOWHERE.to_owned())),
             }
         };
         Plan::of(&Facts {
@@ -220,7 +235,12 @@ impl Planner {
             objects: &self.objects,
             grants: Grants::of(self.objects.values().map(|it| &**it)),
             service: &service,
+            port_name: &|name, port| {
+                let ports = self.known.services.get(name)?.as_ref()?;
+                port_name(ports, port)
+            },
             secret: &secret,
+            authorities: &authorities,
             now: jiff::Timestamp::now()
                 .strftime("%Y-%m-%dT%H:%M:%SZ")
                 .to_string(),
@@ -286,7 +306,7 @@ impl Planner {
     fn action(&self, planned: &Planned) -> Arc<Action> {
         let backends = planned.backends.iter().map(|(weight, backend)| {
             let target = backend.as_ref().and_then(|backend| {
-                let found = self.targets.get(&backend.to, backend.protocol)?;
+                let found = self.targets.get(&of(backend))?;
                 Some(Target {
                     filters: backend.filters.clone(),
                     ..found.clone()
@@ -300,6 +320,22 @@ impl Planner {
             filters: planned.filters.clone().map(Box::new),
             ends_tls: planned.ends_tls,
         })
+    }
+}
+
+/// What a plan names.
+#[derive(Default)]
+struct Named {
+    services: RefCell<BTreeSet<ObjectName>>,
+    secrets: RefCell<BTreeSet<ObjectName>>,
+    holders: RefCell<BTreeSet<Holder>>,
+}
+
+fn of(it: &PlannedBackend) -> Of {
+    Of {
+        to: it.to.clone(),
+        protocol: it.protocol,
+        has_policies: it.has_policies,
     }
 }
 

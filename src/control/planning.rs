@@ -28,6 +28,8 @@ impl Control {
         let old = self.routed.plan();
         let (owners, secrets_differ) = self.routed.take_plan(made, &self.shared);
         let plan = self.routed.plan();
+        let is_told =
+            secrets_differ || plan.secret_names != old.secret_names || plan.holders != old.holders;
         self.say(&old, &plan);
         if secrets_differ {
             self.certificates.of_routes(self.routed.secrets().clone());
@@ -35,7 +37,7 @@ impl Control {
         let mut services = BTreeSet::new();
         if let Some(before) = before {
             services = self.name_services(&before, true);
-        } else if secrets_differ || plan.secret_names != old.secret_names {
+        } else if is_told {
             self.report_use();
         }
         let mut chores = self.take_in(services);

@@ -72,11 +72,13 @@ impl Control {
 
     /// Tells the source what the table uses now, so that it gives up what is no longer used.
     pub(super) fn report_use(&self) {
+        let mut holders = self.world.holders();
+        holders.extend(self.routed.holders_of_policies().iter().cloned());
         self.in_use.send_replace(InUse {
             named: self.named(),
             routed: self.table.service_names().cloned().collect(),
             secrets: self.secrets(),
-            holders: self.world.holders(),
+            holders,
         });
     }
 

@@ -6,16 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::contract::authorities::Holder;
 use crate::contract::filters::{Filters, Redirect};
 use crate::contract::listener::{Action, Backends};
 use crate::contract::name::ObjectName;
-use crate::contract::policy::PortRef;
+use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::route::RouteTable;
 use crate::control::certificates::RoutesOf;
 use crate::control::pace::Pace;
 use crate::control::planner::{InForce, Leading, Made, leading};
-use crate::control::targets::Targets;
+use crate::control::targets::{Of, Targets};
 use crate::control::wanted::Doors;
+use crate::discovery::object::BackendRef;
 use crate::proxy::shared::Shared;
 use crate::routing::routes::{Route, Routes};
 
@@ -54,7 +56,9 @@ impl Default for Routed {
 impl Routed {
     /// Puts the rules of Ingress objects in force. Returns whether the Secrets differ.
     pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) -> bool {
-        let gone = self.ingress.become_those(routes.backends().into_iter());
+        let backends = routes.backends().into_iter();
+        let backends = backends.map(|(to, protocol)| (of_ingress(to, protocol), None));
+        let gone = self.ingress.become_those(backends);
         self.note_gone(gone);
         self.leading = leading(routes.rules.iter().chain(&routes.default).map(|route| {
             let backends = route.backends.iter().filter(|(weight, _)| *weight > 0);
@@ -157,6 +161,11 @@ impl Routed {
         &self.plan.secret_names
     }
 
+    /// The objects with authorities that policies of the Gateway API name, also those that do not exist.
+    pub(super) fn holders_of_policies(&self) -> &BTreeSet<Holder> {
+        &self.plan.holders
+    }
+
     /// The Secrets that listeners with routes have, in the order in which they count.
     pub(super) fn secrets(&self) -> &BTreeMap<RoutesOf, Vec<ObjectName>> {
         &self.secrets
@@ -171,12 +180,23 @@ fn route_name(route: &Route<'_>) -> Arc<str> {
     format!("Ingress {}", route.of).into()
 }
 
+/// Policies of the Gateway API count for no Ingress.
+fn of_ingress(to: &BackendRef, protocol: Option<Protocol>) -> Of {
+    Of {
+        to: to.clone(),
+        protocol,
+        has_policies: false,
+    }
+}
+
 /// What becomes of the requests of a rule of an Ingress.
 fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
-    let backends = route
-        .backends
-        .iter()
-        .map(|(weight, backend)| (*weight, targets.get(backend, route.protocol).cloned()));
+    let backends = route.backends.iter().map(|(weight, to)| {
+        (
+            *weight,
+            targets.get(&of_ingress(to, route.protocol)).cloned(),
+        )
+    });
     Arc::new(Action {
         route: route_name(route),
         backends: Backends::new(backends.collect()),

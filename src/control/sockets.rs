@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::ListenerConfig;
@@ -134,6 +135,7 @@ impl Sockets {
             sockets: count,
             accepting: AtomicUsize::new(count),
             scope: config.scope,
+            backend: ArcSwapOption::empty(),
         });
         self.open += count;
         *self.ports.entry((transport, address.port())).or_default() += 1;

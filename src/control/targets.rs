@@ -1,7 +1,7 @@
 //! The Service ports to which the routes of one source lead: a listener that is not bound for each.
 //!
 //! Invariant: a Service port keeps its listener for as long as a route leads to it, so what a worker
-//! knows of it stays, too.
+//! knows of it stays, too. How a policy has TLS spoken with its endpoints changes in the listener.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,15 +9,27 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::backend::Backend;
 use crate::contract::listener::{ListenerId, ListenerSpec, Target};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::discovery::object::BackendRef;
 
-/// Service ports, by what their routes speak: another protocol is another target.
+/// What a target is of. Another protocol is another target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Of {
+    /// The Service port.
+    pub to: BackendRef,
+    /// What its routes speak. `None`: as the Service says.
+    pub protocol: Option<Protocol>,
+    /// Whether BackendTLSPolicies count for its routes.
+    pub has_policies: bool,
+}
+
+/// Service ports to which routes lead.
 #[derive(Debug)]
 pub struct Targets {
-    all: BTreeMap<(BackendRef, Option<Protocol>), Target>,
+    all: BTreeMap<Of, Target>,
     /// The number of the last one.
     last: u64,
 }
@@ -39,41 +51,46 @@ impl Targets {
         Self { all, last }
     }
 
-    /// From now on it is these. Returns the Services of those that nothing leads to any more.
+    /// From now on it is these, each with how a policy has TLS spoken. Returns the Services of those that
+    /// nothing leads to any more.
     pub fn become_those<'a>(
         &mut self,
-        backends: impl Iterator<Item = (&'a BackendRef, Option<Protocol>)>,
+        all: impl Iterator<Item = (Of, Option<&'a Arc<Backend>>)>,
     ) -> Vec<ObjectName> {
         let mut before = std::mem::take(&mut self.all);
-        for (backend, protocol) in backends {
-            if let Entry::Vacant(place) = self.all.entry((backend.clone(), protocol)) {
+        for (of, backend) in all {
+            if let Entry::Vacant(place) = self.all.entry(of) {
                 let known = before.remove(place.key());
-                place.insert(known.unwrap_or_else(|| {
+                let target = known.unwrap_or_else(|| {
                     self.last += 1;
-                    target(self.last, backend, protocol)
-                }));
+                    target(self.last, place.key())
+                });
+                let is_same = target.listener.backend.load().as_ref() == backend;
+                if !is_same {
+                    target.listener.backend.store(backend.cloned());
+                }
+                place.insert(target);
             }
         }
-        let gone = before.into_keys().map(|(backend, _)| backend.service);
-        gone.collect()
+        before.into_keys().map(|it| it.to.service).collect()
     }
 
     /// The target of a Service port.
-    pub fn get(&self, backend: &BackendRef, protocol: Option<Protocol>) -> Option<&Target> {
-        self.all.get(&(backend.clone(), protocol))
+    pub fn get(&self, of: &Of) -> Option<&Target> {
+        self.all.get(of)
     }
 
     /// All of their Services.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
-        self.all.keys().map(|(backend, _)| &backend.service)
+        self.all.keys().map(|it| &it.to.service)
     }
 }
 
-fn target(number: u64, backend: &BackendRef, protocol: Option<Protocol>) -> Target {
+fn target(number: u64, of: &Of) -> Target {
     let (id, nowhere) = (ListenerId(number), (Ipv4Addr::UNSPECIFIED, 0).into());
-    let (service, port) = (&backend.service, &backend.port);
+    let (service, port) = (&of.to.service, &of.to.port);
     let listener = ListenerSpec {
-        protocol,
+        protocol: of.protocol,
         ..ListenerSpec::unbound(id, "route", nowhere, service, port)
     };
     Target {

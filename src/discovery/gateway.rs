@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::contract::name::ObjectName;
 use crate::discovery::invalid::{Invalid, object_name};
+use crate::discovery::policy_spec::PolicySpec;
 use crate::discovery::route_spec::{ObjectRef, RouteSpec};
 
 /// The kinds that are read.
@@ -37,11 +38,13 @@ pub enum GatewayKind {
     TcpRoute,
     /// A UDPRoute.
     UdpRoute,
+    /// A BackendTLSPolicy.
+    BackendTlsPolicy,
 }
 
 impl GatewayKind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Namespace,
         Self::GatewayClass,
         Self::ReferenceGrant,
@@ -51,6 +54,7 @@ impl GatewayKind {
         Self::TlsRoute,
         Self::TcpRoute,
         Self::UdpRoute,
+        Self::BackendTlsPolicy,
     ];
 
     /// Its name in a manifest, and its name in the plural in a path of the API.
@@ -65,6 +69,7 @@ impl GatewayKind {
             Self::TlsRoute => ("TLSRoute", "tlsroutes"),
             Self::TcpRoute => ("TCPRoute", "tcproutes"),
             Self::UdpRoute => ("UDPRoute", "udproutes"),
+            Self::BackendTlsPolicy => ("BackendTLSPolicy", "backendtlspolicies"),
         }
     }
 
@@ -136,6 +141,8 @@ pub enum Spec {
     Gateway(GatewaySpec),
     /// Of a route of any kind.
     Route(RouteSpec),
+    /// Of a BackendTLSPolicy.
+    Policy(PolicySpec),
 }
 
 /// Of a GatewayClass.
@@ -278,6 +285,7 @@ pub fn read(
         GatewayKind::GatewayClass => Spec::Class(typed(spec)?),
         GatewayKind::ReferenceGrant => Spec::Grant(typed(spec)?),
         GatewayKind::Gateway => Spec::Gateway(typed(spec)?),
+        GatewayKind::BackendTlsPolicy => Spec::Policy(typed(spec)?),
         _ => Spec::Route(typed(spec)?),
     };
     let created = metadata.creation_timestamp.as_ref();

@@ -20,6 +20,7 @@ pub mod kubernetes;
 pub mod manifest;
 pub mod object;
 mod passed_over;
+pub mod policy_spec;
 pub mod published;
 mod restored;
 pub mod route_spec;

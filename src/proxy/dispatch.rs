@@ -69,7 +69,8 @@ async fn try_dispatch(
     ask: &Ask<'_>,
     at: Instant,
 ) -> Result<Option<(Lease, Upstream)>, Refusal> {
-    if waits_for_authorities(port) {
+    let (backend, waits) = with_backend(spec, port, |it| (it.id, it.waits)).unzip();
+    if waits == Some(true) {
         return Ok(None);
     }
     let Some(lease) = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at) else {
@@ -78,7 +79,6 @@ async fn try_dispatch(
     let local = worker.local(lease.endpoint());
     let source = Source::wanted(worker, port, ask.from);
     let seen = source.and_then(|it| it.at(lease.endpoint()));
-    let backend = port.policy.backend.as_ref().map(|it| it.id);
     let is_lost = || source.is_some_and(|it| it.is_lost(worker));
     let kept = match ask.http2 {
         true => carried::open(&local, seen, backend, ask.reuse, is_lost),
@@ -140,7 +140,7 @@ async fn open_http2(
     }
 }
 
-/// A new connection, with TLS on it where the Service says so.
+/// A new connection, with TLS on it where a policy or the Service says so.
 async fn open(
     worker: &Rc<Worker>,
     spec: &ListenerSpec,
@@ -149,9 +149,14 @@ async fn open(
     lease: Lease,
 ) -> Result<Option<(Lease, Upstream)>, Refusal> {
     let found = connect(worker, spec, port, ask, lease).await;
-    match (found, &port.policy.backend) {
-        (Some(found), Some(backend)) => Box::pin(secure(worker, port, ask, backend, found)).await,
-        (found, _) => Ok(found),
+    let backend = || {
+        spec.backend
+            .load_full()
+            .or_else(|| port.policy.backend.clone())
+    };
+    match found.map(|found| (found, backend())) {
+        Some((found, Some(backend))) => Box::pin(secure(worker, port, ask, &backend, found)).await,
+        found => Ok(found.map(|(found, _)| found)),
     }
 }
 
@@ -200,9 +205,21 @@ async fn secure(
     }
 }
 
+/// Looks at how TLS is spoken with the endpoints now: as the policy of the listener says, else as the Service
+/// says.
+fn with_backend<T>(
+    spec: &ListenerSpec,
+    port: &Routed,
+    look: impl FnOnce(&Backend) -> T,
+) -> Option<T> {
+    let of_policy = spec.backend.load();
+    let backend = of_policy.as_deref().or(port.policy.backend.as_deref());
+    backend.map(look)
+}
+
 /// Whether nobody has told yet whom the endpoints' certificates must come from: a Service's first moments.
-fn waits_for_authorities(port: &Routed) -> bool {
-    port.policy.backend.as_ref().is_some_and(|it| it.waits)
+fn waits_for_authorities(spec: &ListenerSpec, port: &Routed) -> bool {
+    with_backend(spec, port, |it| it.waits) == Some(true)
 }
 
 /// Waits in the bounded queue until an endpoint becomes usable, and then for its turn (contract
@@ -229,7 +246,7 @@ async fn held(
         let (port, changed) = worker.watched_port(spec);
         if let Some(port) = port
             && balancer::has_usable(&port, ask.from.scope)
-            && !waits_for_authorities(&port)
+            && !waits_for_authorities(spec, &port)
         {
             let turn = port.hold.turn(port.width(ask.from.scope), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;

@@ -61,8 +61,8 @@ impl Idle {
 
 /// Takes the connection that was used last by this source, if one is as sure to be alive as `reuse`
 /// requires. One on which the endpoint does not see the source is taken only while `is_lost` says that
-/// a new one would be no better. One on which TLS was spoken in another way than `backend` asks for now, or
-/// not at all, is closed.
+/// a new one would be no better. One on which TLS was spoken in another way than `backend` asks for, or not at
+/// all, is left for others: a Gateway's policy and the Service may ask for different ways.
 pub fn check_out(
     local: &Rc<Local>,
     source: Option<IpAddr>,
@@ -74,11 +74,9 @@ pub fn check_out(
         return None;
     }
     let mut idle = local.idle.borrow_mut();
-    while let Some(place) = idle.iter().rposition(|it| it.upstream.source() == source) {
+    let fits = |it: &Idle| it.upstream.source() == source && it.upstream.stream.mark() == backend;
+    while let Some(place) = idle.iter().rposition(fits) {
         let mut candidate = idle.remove(place);
-        if candidate.upstream.stream.mark() != backend {
-            continue;
-        }
         let is_named = candidate.upstream.is_named || source.is_none();
         if !candidate.is_alive() || !is_named && !is_lost() {
             continue;

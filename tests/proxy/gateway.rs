@@ -1,5 +1,7 @@
 //! Gateways and their routes, from a folder of manifests.
 
+mod policies;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -49,9 +49,16 @@ impl Authority {
     }
 
     pub fn sign(&self, names: &[&str]) -> Pair {
+        self.sign_for(names, &[])
+    }
+
+    /// A certificate for these hosts and URIs.
+    pub fn sign_for(&self, names: &[&str], uris: &[&str]) -> Pair {
         let names: Vec<String> = names.iter().map(|it| (*it).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
-        let wanted = CertificateParams::new(names).unwrap();
+        let mut wanted = CertificateParams::new(names).unwrap();
+        let uris = uris.iter().map(|&it| SanType::URI(it.try_into().unwrap()));
+        wanted.subject_alt_names.extend(uris);
         let signed = wanted.signed_by(&key, &self.0).unwrap();
         Pair {
             certificate: signed.pem(),

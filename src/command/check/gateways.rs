@@ -1,14 +1,16 @@
 //! What `check` says of the Gateway API's objects: where clients come in, the rules in the order in which
 //! they count, and what of them is not served.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::settings::{Config, Discovery};
+use crate::contract::authorities::{FoundAuthorities, Holder};
 use crate::contract::name::ObjectName;
 use crate::contract::route::Rule;
+use crate::discovery::files::NOWHERE;
 use crate::discovery::gateway::{GatewayKind, GatewayObject, Spec};
 use crate::discovery::route_spec::RouteSpec;
-use crate::routing::gateway::facts::{Facts, Known, known_port, ports_of};
+use crate::routing::gateway::facts::{Facts, Known, known_port, port_name, ports_of};
 use crate::routing::gateway::grants::Grants;
 use crate::routing::gateway::plan::Plan;
 use crate::routing::gateway::rules::Planned;
@@ -26,11 +28,12 @@ pub(super) struct Looked {
     pub(super) services: BTreeSet<ObjectName>,
 }
 
-/// Looks at the objects. `secret` says what is wrong with one.
+/// Looks at the objects. `secret` says what is wrong with one. `authorities` are those that were found.
 pub(super) fn look(
     config: &Config,
     world: &World,
     secret: &dyn Fn(&ObjectName) -> Option<String>,
+    authorities: &BTreeMap<Holder, FoundAuthorities>,
 ) -> Looked {
     let Some(settings) = &config.gateway else {
         return Looked::default();
@@ -51,6 +54,11 @@ pub(super) fn look(
             None if of_folder => Known::Is(()),
             None => Known::Unknown,
         },
+        port_name: &|name, port| port_name(&ports_of(world, name), port),
+        authorities: &|holder| {
+            let found = authorities.get(holder).cloned();
+            found.or_else(|| of_folder.then(|| Err(NOWHERE.to_owned())))
+        },
         now: String::new(),
     });
     let warnings = plan.statuses.iter().flat_map(|((kind, name), status)| {
@@ -60,6 +68,9 @@ pub(super) fn look(
     let mut warnings: Vec<String> = warnings.collect();
     if of_folder {
         warnings.extend(left_out(&settings.controller, world));
+        warnings.extend(plan.idle_policies.iter().map(|name| {
+            format!("BackendTLSPolicy {name}: no route leads to a Service port that it names")
+        }));
     } else if !objects
         .values()
         .any(|it| is_class_of(&settings.controller, it))
@@ -69,7 +80,7 @@ pub(super) fn look(
             settings.controller
         ));
     }
-    let services = plan.backends().map(|(to, _)| to.service.clone());
+    let services = plan.backends().map(|it| it.to.service.clone());
     Looked {
         rules: rows(&plan),
         services: services.collect(),
@@ -230,7 +241,8 @@ spec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: shop, port: 80}
             world.apply(Change::Apply(object), Instant::now(), &mut touched);
         }
         let mut config = Config::new(Discovery::Static { to: Vec::new() });
-        let look = |config: &Config, world: &World| look(config, world, &|_| None);
+        let look =
+            |config: &Config, world: &World| look(config, world, &|_| None, &BTreeMap::new());
         assert_eq!(look(&config, &world), Looked::default());
         config.gateway = Some(Gateway {
             controller: "ebbtide.dev/gateway".to_owned(),
@@ -243,5 +255,39 @@ spec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: shop, port: 80}
         assert!(rules.contains(row), "{rules}");
         let missing = "HTTPRoute web/shop: BackendNotFound: there is no Service web/shop";
         assert_eq!(warnings, [missing]);
+        let policies = "
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: web}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: used, namespace: web}
+spec:
+  targetRefs: [{group: '', kind: Service, name: shop}]
+  validation: {hostname: shop.example, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: idle, namespace: web}
+spec: {targetRefs: [{group: '', kind: Service, name: x}], validation: {hostname: x.example}}
+";
+        for object in parse(policies, Format::Yaml, None).unwrap() {
+            world.apply(Change::Apply(object), Instant::now(), &mut touched);
+        }
+        let path = std::path::PathBuf::from("manifests");
+        config.discovery = Discovery::Files { path };
+        let warnings = look(&config, &world).warnings;
+        let why = "ConfigMap web/ca: no manifest has it with the key ca.crt";
+        assert_eq!(
+            warnings,
+            [
+                format!("BackendTLSPolicy web/used: NoValidCACertificate: {why}"),
+                format!("BackendTLSPolicy web/used: InvalidCACertificateRef: {why}"),
+                "BackendTLSPolicy web/idle: no route leads to a Service port that it names"
+                    .to_owned(),
+            ]
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! What `ebbtide check` reads one by one, as a running proxy does: the Secrets that listeners, Ingress
-//! objects and Gateways name, and the Secrets and ConfigMaps that Services name for the authorities of their
-//! endpoints' certificates.
+//! objects and Gateways name, and the Secrets and ConfigMaps that Services and policies name for the
+//! authorities of their endpoints' certificates.
 
 use std::collections::BTreeSet;
 
@@ -22,6 +22,7 @@ use crate::discovery::object::Object;
 use crate::discovery::secret::{certificate, in_config_map, in_secret};
 use crate::discovery::secrets::MISSING;
 use crate::routing::classes::Classes;
+use crate::routing::gateway::policies;
 
 /// Reads what listeners and the objects that were seen name.
 pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> kube::Result<()> {
@@ -41,11 +42,15 @@ pub(super) async fn read(client: &Client, config: &Config, seen: &mut Seen) -> k
     });
     let read: Vec<_> = each.buffer_unordered(AT_ONCE).try_collect().await?;
     seen.contents.certificates.extend(read);
-    let named = seen.objects.iter().filter_map(|object| match object {
-        Object::Service(it) => holder(&it.annotations, &it.name.namespace),
-        _ => None,
-    });
-    for holder in named.collect::<BTreeSet<_>>() {
+    let mut named = BTreeSet::new();
+    for object in &seen.objects {
+        match object {
+            Object::Service(it) => named.extend(holder(&it.annotations, &it.name.namespace)),
+            Object::Gateway(it) => named.extend(policies::holders(it)),
+            _ => {}
+        }
+    }
+    for holder in named {
         let (kind, name) = (holder.kind, &holder.name);
         let found = match kind {
             HolderKind::Secret => {

@@ -95,8 +95,8 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
         certificates,
         authorities,
     } = contents;
-    for (holder, found) in authorities {
-        world.take_authorities(&holder, Some(found), &mut touched);
+    for (holder, found) in &authorities {
+        world.take_authorities(holder, Some(found.clone()), &mut touched);
     }
     // Those of an API server are read one by one, by name, as far as listeners name them.
     let of_folder = matches!(config.discovery, Discovery::Files { .. });
@@ -121,7 +121,7 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
         }
         routes = Routes::of(ingress, &classes, world.ingresses());
     }
-    let gateways = gateways::look(&config, &world, &lacks);
+    let gateways = gateways::look(&config, &world, &lacks, &authorities);
     warnings.extend(gateways.warnings);
     let described = describe(
         &config,

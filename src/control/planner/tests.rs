@@ -80,7 +80,7 @@ fn a_plan_is_told_once_and_names_what_it_has_not_been_told() {
     assert!(target(&second, "r.example").is_none());
     assert_eq!(second.plan.faults.len(), 1, "{:?}", second.plan.faults);
 
-    let there = Some(Some(vec![(80, Transport::Tcp)]));
+    let there = Some(Some(vec![(80, Transport::Tcp, "http".to_owned())]));
     let told = News {
         services: [(shop.clone(), there.clone())].into(),
         ..News::default()

@@ -14,6 +14,7 @@ pub mod grants;
 pub mod hosts;
 pub mod listeners;
 pub mod plan;
+pub mod policies;
 pub mod routes;
 pub mod rules;
 pub mod statuses;

@@ -7,14 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde_json::Value;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::Protocol;
 use crate::discovery::gateway::{GatewayKind, GatewayObject, GatewaySpec, Spec};
-use crate::discovery::object::BackendRef;
 use crate::routing::gateway::addresses::{self, Given};
 use crate::routing::gateway::doors::{Door, Doors, Enters, Ours, door_of};
 use crate::routing::gateway::facts::Facts;
 use crate::routing::gateway::listeners::{Found, note_conflicts};
+use crate::routing::gateway::policies::Policies;
 use crate::routing::gateway::routes;
+use crate::routing::gateway::rules::PlannedBackend;
 use crate::routing::gateway::statuses::Statuses;
 
 /// All that the objects come to.
@@ -24,6 +24,8 @@ pub struct Plan {
     pub doors: Doors,
     /// The statuses of objects that do not say what they should.
     pub statuses: BTreeMap<(GatewayKind, ObjectName), Value>,
+    /// BackendTLSPolicies that count for no route.
+    pub idle_policies: Vec<ObjectName>,
 }
 
 impl Plan {
@@ -71,23 +73,36 @@ impl Plan {
             .collect();
         let mut plan = Self::default();
         plan.open(&ours, facts);
-        routes::lead(&mut plan.doors, &mut ours, &mut statuses, facts);
+        let mut policies = Policies::of(facts);
+        routes::lead(
+            &mut plan.doors,
+            &mut ours,
+            &mut statuses,
+            &mut policies,
+            facts,
+        );
         for gateway in &ours {
             statuses.gateway(gateway, facts);
+        }
+        for said in policies.said(facts) {
+            statuses.policy(&said, &ours, facts);
+            if said.ancestors.is_empty() {
+                plan.idle_policies.push(said.object.name.clone());
+            }
         }
         plan.statuses = statuses.differ;
         plan
     }
 
-    /// Every Service port that serves something, and what its endpoints speak.
-    pub fn backends(&self) -> impl Iterator<Item = (&BackendRef, Option<Protocol>)> {
+    /// Every Service port that serves something, and how.
+    pub fn backends(&self) -> impl Iterator<Item = &PlannedBackend> {
         let doors = self.doors.values();
         let planned = doors.flat_map(|door| {
             let rules = door.rules.iter().map(|(_, planned)| planned);
             rules.chain(&door.default)
         });
         let backends = planned.flat_map(|it| it.backends.iter());
-        backends.filter_map(|(_, it)| it.as_ref().map(|it| (&it.to, it.protocol)))
+        backends.filter_map(|(_, it)| it.as_ref())
     }
 
     /// Opens the doors of listeners that are served.

@@ -6,13 +6,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::value;
+use crate::contract::name::ObjectName;
+use crate::contract::policy::PortRef;
 use crate::discovery::gateway::{GatewayKind, GatewayObject, Spec};
+use crate::discovery::object::BackendRef;
 use crate::discovery::route_spec::{ParentRef, RouteSpec};
 use crate::routing::gateway::conditions::Says;
 use crate::routing::gateway::doors::{Doors, Enters, Ours, door_of};
 use crate::routing::gateway::facts::Facts;
 use crate::routing::gateway::grants::GROUP;
 use crate::routing::gateway::hosts::{common, covers};
+use crate::routing::gateway::policies::Policies;
 use crate::routing::gateway::rules::{self, Planned, PlannedBackend, Rules};
 use crate::routing::gateway::statuses::{Parent, Statuses};
 
@@ -21,6 +25,7 @@ pub fn lead<'a>(
     doors: &mut Doors,
     ours: &mut [Ours<'a>],
     statuses: &mut Statuses<'_>,
+    policies: &mut Policies<'_>,
     facts: &Facts<'a>,
 ) {
     let mut routes: Vec<(&GatewayObject, &RouteSpec)> = facts
@@ -41,7 +46,7 @@ pub fn lead<'a>(
             let Some(place) = parent(route, reference, ours) else {
                 continue;
             };
-            let made = &*made.get_or_insert_with(|| Made::of(route, spec, facts));
+            let made = &*made.get_or_insert_with(|| Made::of(route, spec, policies, facts));
             let accepted = attach(
                 doors,
                 &mut ours[place],
@@ -51,6 +56,11 @@ pub fn lead<'a>(
                 &mut counted,
                 facts,
             );
+            if accepted.is_ok() && made.meets_policies(&ours[place]) {
+                for (to, port) in made.services() {
+                    policies.reach(to, port, place, facts);
+                }
+            }
             parents.push(Parent {
                 reference,
                 accepted,
@@ -86,9 +96,15 @@ struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    fn of(route: &'a GatewayObject, spec: &'a RouteSpec, facts: &Facts<'_>) -> Self {
+    fn of(
+        route: &'a GatewayObject,
+        spec: &'a RouteSpec,
+        policies: &Policies<'_>,
+        facts: &Facts<'_>,
+    ) -> Self {
         let (mut supported, mut resolved) = (Ok(()), Ok(()));
         let protocol = rules::protocol(route.kind);
+        let has_policies = has_policies(route.kind);
         let backends = spec.rules.iter().map(|rule| {
             let each = rule.backend_refs.iter().map(|it| {
                 let served = rules::backend(route, it, facts)
@@ -100,9 +116,14 @@ impl<'a> Made<'a> {
                     .flatten();
                 let filters = filters.map(Arc::new);
                 let planned = served.map(|to| PlannedBackend {
+                    backend: it
+                        .port
+                        .filter(|_| has_policies)
+                        .and_then(|port| policies.backend(&to.service, port, facts)),
                     to,
                     protocol,
                     filters,
+                    has_policies,
                 });
                 (it.weight.unwrap_or(1), planned)
             });
@@ -134,15 +155,49 @@ impl<'a> Made<'a> {
         host: Option<&String>,
         ends_tls: bool,
     ) -> Result<Rules, (&'static str, String)> {
+        let mut backends = self.backends[i].clone();
+        if self.route.kind == GatewayKind::TlsRoute && !ends_tls {
+            for (_, backend) in &mut backends {
+                *backend = backend.take().map(PlannedBackend::passed_on);
+            }
+        }
         rules::rules(self.route.kind, host, &self.spec.rules[i], |filters| {
             Planned {
                 route: self.name.clone(),
-                backends: self.backends[i].clone(),
+                backends: backends.clone(),
                 filters,
                 ends_tls,
             }
         })
     }
+
+    /// Whether policies count for the clients of this Gateway.
+    fn meets_policies(&self, gateway: &Ours<'_>) -> bool {
+        let passes_on = self.route.kind == GatewayKind::TlsRoute;
+        let ends_tls = || gateway.listeners.iter().any(|it| it.ends_tls());
+        has_policies(self.route.kind) && (!passes_on || ends_tls())
+    }
+
+    /// Every Service port that serves something.
+    fn services(&self) -> impl Iterator<Item = (&ObjectName, u16)> {
+        let backends = self.backends.iter().flatten();
+        backends.filter_map(|(_, it)| match it.as_ref()?.to {
+            BackendRef {
+                ref service,
+                port: PortRef::Number(port),
+            } => Some((service, port)),
+            _ => None,
+        })
+    }
+}
+
+/// Whether BackendTLSPolicies count for routes of a kind: where Ebbtide ends a client's TLS, or there is none
+/// and the client speaks HTTP.
+fn has_policies(kind: GatewayKind) -> bool {
+    matches!(
+        kind,
+        GatewayKind::HttpRoute | GatewayKind::GrpcRoute | GatewayKind::TlsRoute
+    )
 }
 
 /// Leads the clients of a Gateway's listeners on by a route, where the listeners allow it.

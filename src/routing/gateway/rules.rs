@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::contract::backend::Backend;
 use crate::contract::filters::{FieldChanges, Filters, NewPath, Redirect, Retry, Rewrite};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
@@ -40,6 +41,21 @@ pub struct PlannedBackend {
     pub protocol: Option<Protocol>,
     /// What is done for it alone.
     pub filters: Option<Arc<Filters>>,
+    /// Whether BackendTLSPolicies count for its route.
+    pub has_policies: bool,
+    /// How one has TLS spoken with its endpoints. `None`: as the Service says.
+    pub backend: Option<Arc<Backend>>,
+}
+
+impl PlannedBackend {
+    /// The same for clients whose bytes are passed on as they are: no policy counts.
+    pub fn passed_on(self) -> Self {
+        Self {
+            has_policies: false,
+            backend: None,
+            ..self
+        }
+    }
 }
 
 /// Something that is not supported, as a reason and a message.

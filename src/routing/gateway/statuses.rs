@@ -16,6 +16,7 @@ use crate::routing::gateway::conditions::{Condition, Says, conditions};
 use crate::routing::gateway::doors::Ours;
 use crate::routing::gateway::facts::Facts;
 use crate::routing::gateway::grants::GROUP;
+use crate::routing::gateway::policies::Said;
 
 /// What is to be said of objects.
 #[derive(Debug)]
@@ -203,11 +204,44 @@ impl<'a> Statuses<'a> {
         let all: Vec<Value> = foreign.into_iter().cloned().chain(ours).collect();
         self.say(route, json!({"parents": all}));
     }
+
+    /// Says for which Gateways a policy counts. Where none reaches it, what was said before is taken back.
+    pub fn policy(&mut self, said: &Said<'_>, gateways: &[Ours<'_>], facts: &Facts<'_>) {
+        let controller = &facts.settings.controller;
+        let object = said.object;
+        let before = object.status["ancestors"].as_array();
+        let before = before.map_or(&[][..], Vec::as_slice);
+        let (own, foreign): (Vec<&Value>, Vec<&Value>) = before
+            .iter()
+            .partition(|it| it["controllerName"] == *controller);
+        if said.ancestors.is_empty() && own.is_empty() {
+            return;
+        }
+        let ours = said.ancestors.iter().map(|(place, accepted, resolved)| {
+            let gateway = &gateways[*place].object.name;
+            let reference = json!({"group": GROUP, "kind": "Gateway",
+                "namespace": gateway.namespace, "name": gateway.name});
+            let known = own.iter().find(|it| it["ancestorRef"] == reference);
+            let says = [
+                ("Accepted", "Accepted", accepted),
+                ("ResolvedRefs", "ResolvedRefs", resolved),
+            ];
+            let says = says.map(|(kind, reason, says)| Condition { kind, reason, says });
+            let before = known.map_or(&Value::Null, |it| &it["conditions"]);
+            json!({
+                "ancestorRef": reference, "controllerName": controller,
+                "conditions": self.conditions(&says, object, before),
+            })
+        });
+        let all = foreign.into_iter().cloned().chain(ours);
+        let all: Vec<Value> = all.take(MOST_ANCESTORS).collect();
+        self.say(object, json!({"ancestors": all}));
+    }
 }
 
 /// What a status says that does not hold, or is in conflict: one text for each.
 pub fn faults(status: &Value) -> Vec<String> {
-    let parts = ["listeners", "parents"].map(|it| status[it].as_array());
+    let parts = ["listeners", "parents", "ancestors"].map(|it| status[it].as_array());
     let parts = parts.into_iter().flatten().flatten();
     let mut faults = Vec::new();
     for of in std::iter::once(status).chain(parts) {
@@ -225,8 +259,12 @@ pub fn faults(status: &Value) -> Vec<String> {
     faults
 }
 
+/// As many as the API server takes.
+const MOST_ANCESTORS: usize = 16;
 /// What is supported, in the order of the letters, as the API wants it.
-const FEATURES: [&str; 36] = [
+const FEATURES: [&str; 38] = [
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",

@@ -73,7 +73,9 @@ fn plan_with(text: &str, pool: &[&str]) -> Plan {
         objects: &objects,
         grants: Grants::of(objects.values().map(|it| &**it)),
         service: &service,
+        port_name: &|_, port| (port == 80).then(|| "http".to_owned()),
         secret: &secret,
+        authorities: &|_| None,
         now: "now".to_owned(),
     })
 }

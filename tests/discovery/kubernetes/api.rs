@@ -46,6 +46,7 @@ pub enum Kind {
     GatewayClasses,
     Gateways,
     HttpRoutes,
+    Policies,
 }
 
 pub const CLAIM: &str = "service.kubernetes.io/service-proxy-name";

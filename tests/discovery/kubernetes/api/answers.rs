@@ -303,6 +303,7 @@ impl Api {
             Kind::GatewayClasses => (GATEWAYS, "GatewayClassList"),
             Kind::Gateways => (GATEWAYS, "GatewayList"),
             Kind::HttpRoutes => (GATEWAYS, "HTTPRouteList"),
+            Kind::Policies => (GATEWAYS, "BackendTLSPolicyList"),
         };
         answer(
             200,

@@ -33,6 +33,7 @@ pub(super) fn kind_of(object: &Value) -> Kind {
         "GatewayClass" => Kind::GatewayClasses,
         "Gateway" => Kind::Gateways,
         "HTTPRoute" => Kind::HttpRoutes,
+        "BackendTLSPolicy" => Kind::Policies,
         other => panic!("{other}"),
     }
 }
@@ -77,6 +78,7 @@ pub(super) fn bookmark(kind: Kind, version: &str) -> Value {
         Kind::GatewayClasses => (GATEWAYS, "GatewayClass"),
         Kind::Gateways => (GATEWAYS, "Gateway"),
         Kind::HttpRoutes => (GATEWAYS, "HTTPRoute"),
+        Kind::Policies => (GATEWAYS, "BackendTLSPolicy"),
     };
     let metadata = json!({"resourceVersion": version});
     let object = json!({"apiVersion": api_version, "kind": of, "metadata": metadata});
@@ -151,6 +153,7 @@ pub(super) fn place(path: &str) -> Option<(Kind, Option<String>)> {
         ("gateway.networking", "gatewayclasses") => Kind::GatewayClasses,
         ("gateway.networking", "gateways") => Kind::Gateways,
         ("gateway.networking", "httproutes") => Kind::HttpRoutes,
+        ("gateway.networking", "backendtlspolicies") => Kind::Policies,
         _ => return None,
     };
     Some((kind, namespace))
