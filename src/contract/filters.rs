@@ -17,6 +17,8 @@ pub struct Filters {
     pub response: FieldChanges,
     /// The request is answered with a redirect.
     pub redirect: Option<Redirect>,
+    /// A request without TLS is answered with a redirect to the same place with TLS.
+    pub wants_tls: bool,
     /// The request gets another host or path.
     pub rewrite: Option<Rewrite>,
     /// All attempts together may take this long. Zero: as long as they like.
@@ -65,6 +67,9 @@ pub struct Redirect {
     pub port: Option<u16>,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
+    /// Where nothing else says so, the port is that of the request's `Host`, as with ingress-nginx.
+    #[serde(default)]
+    pub keeps_port: bool,
 }
 
 /// Which pages of other origins may read the answers

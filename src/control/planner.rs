@@ -402,7 +402,7 @@ fn listeners_of(
         Enters::Tcp | Enters::Udp => FoundBy::Connection,
     };
     let at = |ip| ListenerConfig {
-        name: format!("{owner}:{number}@{ip}"),
+        name: format!("{owner}:{port}@{ip}"),
         address: SocketAddr::new(ip, number),
         service: owner.clone(),
         port: port.clone(),

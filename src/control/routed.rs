@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::contract::authorities::Holder;
-use crate::contract::filters::{Filters, Redirect};
+use crate::contract::filters::Filters;
 use crate::contract::listener::{Action, Backends};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
@@ -205,25 +205,18 @@ fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
     })
 }
 
-/// The same without TLS: a redirect, if the rule wants TLS.
+/// The same for requests without TLS: a redirect, if the rule wants TLS.
 fn or_redirect(action: &Arc<Action>, route: &Route<'_>) -> Arc<Action> {
     if !route.wants_tls {
         return action.clone();
     }
-    let redirect = Redirect {
-        scheme: Some("https".to_owned()),
-        status: 308,
-        ..Redirect::default()
-    };
     Arc::new(Action {
         route: action.route.clone(),
-        backends: Backends::default(),
+        // A proxy before this one may have ended TLS.
+        backends: Backends::new(action.backends.all.clone()),
         filters: filters(&Filters {
-            redirect: Some(redirect),
-            source_ranges: route.filters.source_ranges.clone(),
-            // A browser does not follow a redirect of what it asks before a request.
-            cors: route.filters.cors.clone(),
-            ..Filters::default()
+            wants_tls: true,
+            ..route.filters.clone()
         }),
         ends_tls: false,
     })

@@ -100,6 +100,7 @@ impl<'a> Routes<'a> {
                 let redirect = Redirect {
                     path: Some(NewPath::Full(root.clone())),
                     status: 302,
+                    keeps_port: true,
                     ..Redirect::default()
                 };
                 let filters = Filters {

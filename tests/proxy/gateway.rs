@@ -327,3 +327,114 @@ async fn a_rolling_update_behind_an_httproute_costs_no_client_a_request_or_its_c
     })
     .await;
 }
+
+/// Numbers of ports of TCP and of UDP have nothing to do with each other.
+#[tokio::test]
+async fn listeners_of_tcp_and_of_udp_share_the_number_of_a_port() {
+    for udp_first in [true, false] {
+        let (folder, port) = (Folder::new(), free_port());
+        let a = named("a").await;
+        add(&folder, "a", a.address());
+        folder.write("class.json", &class());
+        let mut listeners = ["UDP", "HTTP"]
+            .map(|it| json!({"name": it.to_lowercase(), "port": port, "protocol": it}));
+        if !udp_first {
+            listeners.reverse();
+        }
+        folder.write("edge.json", &gateway("edge", json!(listeners)));
+        let rules = json!({"rules": [{"backendRefs": backends(&["a"])}]});
+        folder.write(
+            "route.json",
+            &route("HTTPRoute", "a", "edge", rules.clone()),
+        );
+        folder.write("udp.json", &route("UDPRoute", "a", "edge", rules));
+        let rig = rig(folder).await;
+        let of = |port: String| {
+            rig.running()
+                .listener(&format!("web/gateway/edge:{port}@127.66.0.1"))
+        };
+        assert!(
+            of(format!("{port}/udp")).is_some(),
+            "UDP first: {udp_first}"
+        );
+        let to = of(port.to_string()).unwrap();
+        let mut client = TcpStream::connect(to).await.unwrap();
+        assert_eq!(ask(&mut client, "x", "/", "").await, ok("a"));
+    }
+}
+
+/// Whoever replaces a certificate by deleting it first, or spoils it, does not lead its clients elsewhere.
+#[tokio::test]
+async fn a_host_whose_certificate_is_gone_keeps_the_last_one_and_its_routes() {
+    let (folder, port) = (Folder::new(), free_port());
+    let authority = Authority::new();
+    let pair = authority.sign(&["a.example"]);
+    folder.write("class.json", &class());
+    folder.write("pair-a.json", &secret("pair-a", &pair));
+    folder.write(
+        "pair-rest.json",
+        &secret("pair-rest", &authority.sign(&["rest.example"])),
+    );
+    let mut applications = Vec::new();
+    for name in ["a", "rest"] {
+        let application = named(name).await;
+        add(&folder, name, application.address());
+        applications.push(application);
+        let mut route = route(
+            "HTTPRoute",
+            name,
+            "edge",
+            json!({"rules": [{"backendRefs": backends(&[name])}]}),
+        );
+        route["spec"]["parentRefs"][0]["sectionName"] = json!(name);
+        folder.write(&format!("{name}-route.json"), &route);
+    }
+    let listener = |name: &str, host: Option<&str>| {
+        let refs = json!({"certificateRefs": [{"name": format!("pair-{name}")}]});
+        json!({"name": name, "port": port, "protocol": "HTTPS", "hostname": host, "tls": refs})
+    };
+    let listeners = [listener("rest", None), listener("a", Some("a.example"))];
+    folder.write("edge.json", &gateway("edge", json!(listeners)));
+    let rig = rig(folder).await;
+    let to = format!("web/gateway/edge:{port}@127.66.0.1");
+    let to: SocketAddr = rig.running().listener(&to).unwrap();
+    let config = Arc::new(trusting());
+    let mut kept = connect(to, "a.example", &config).await.unwrap();
+    assert_eq!(ask(&mut kept, "a.example", "/", "").await, ok("a"));
+    let broken = || {
+        let problems = rig.running().admin.health.state().certificates;
+        problems
+            .iter()
+            .any(|it| format!("{it:?}").contains("pair-a"))
+    };
+    let mut spoilt = secret("pair-a", &pair);
+    spoilt["stringData"]["tls.crt"] = json!("spoilt");
+    for change in ["spoilt", "removed"] {
+        match change {
+            "spoilt" => rig.write("pair-a.json", &spoilt),
+            _ => rig.remove("pair-a.json"),
+        }
+        eventually(&format!("it is known to be {change}"), async || broken()).await;
+        eventually("it is in force", async || rig.running().is_settled()).await;
+        assert_eq!(
+            ask(&mut kept, "a.example", "/", "").await,
+            ok("a"),
+            "{change}"
+        );
+        let mut client = connect(to, "a.example", &config).await.unwrap();
+        let shown = client.get_ref().1.peer_certificates().unwrap()[0].clone();
+        assert_eq!(shown, pair.der(), "{change}");
+        assert_eq!(
+            ask(&mut client, "a.example", "/", "").await,
+            ok("a"),
+            "{change}"
+        );
+    }
+    let new = authority.sign(&["a.example"]);
+    rig.write("pair-a.json", &secret("pair-a", &new));
+    eventually("the new one is shown", async || {
+        let client = connect(to, "a.example", &config).await.unwrap();
+        client.get_ref().1.peer_certificates().unwrap()[0] == new.der()
+    })
+    .await;
+}

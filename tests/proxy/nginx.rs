@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::ingress::{Path, add, http, https, ingress, named, secret};
+use crate::proxy::play::{Act, Play, Turn};
 use crate::proxy::tls::{Authority, connect, trusting};
 use crate::support::folder::Folder;
 use crate::support::rig::Rig;
@@ -24,10 +25,14 @@ fn with(name: &str, paths: &[Path<'_>], annotations: &[(&str, &str)]) -> Value {
 }
 
 async fn rig(folder: Folder) -> Rig {
+    rig_with(folder, "").await
+}
+
+async fn rig_with(folder: Folder, more: &str) -> Rig {
     let text = "discovery: {files: {path: manifests}}\n\
                 ingress: {addresses: [127.0.0.1], httpPort: 0, httpsPort: 0, keys: nginx, server: edge}\n\
                 admin: {address: '127.0.0.1:0'}\nworkers: 2\n";
-    Rig::run(folder, text).await
+    Rig::run(folder, &(text.to_owned() + more)).await
 }
 
 /// One request on a connection of its own: the status, and the fields and the body.
@@ -284,5 +289,107 @@ async fn pages_of_other_origins_are_told_what_cors_annotations_permit() {
             assert!(!answer.contains("access-control"), "{answer}");
             assert!(answer.contains("vary: origin\r\n"), "{answer}");
         }
+    }
+}
+
+/// A load balancer that ends TLS, and that is trusted: clients are who it says, and have asked as it says.
+#[tokio::test]
+async fn behind_a_trusted_balancer_requests_count_as_those_of_its_clients() {
+    let folder = Folder::new();
+    add(&folder, "a", echo().await);
+    let mut safe = with("safe", &[("a.example", "/", "Prefix", "a")], &[]);
+    safe["spec"]["tls"] = json!([{"hosts": ["a.example"], "secretName": "s"}]);
+    folder.write("safe.json", &safe);
+    folder.write(
+        "s.json",
+        &secret("s", &Authority::new().sign(&["a.example"])),
+    );
+    for (name, key, value) in [
+        ("forced", "force-ssl-redirect", "true"),
+        ("root", "app-root", "/app"),
+        ("few", "whitelist-source-range", "203.0.113.0/24"),
+        ("balancer", "whitelist-source-range", "127.0.0.0/8"),
+    ] {
+        let host = format!("{name}.example");
+        let paths = [(host.as_str(), "/", "Prefix", "a")];
+        folder.write(
+            &format!("{name}.json"),
+            &with(name, &paths, &[(key, value)]),
+        );
+    }
+    let rig = rig_with(folder, "trustedProxies: [127.0.0.0/8, 198.51.100.0/24]\n").await;
+    eventually("the rules", async || {
+        plain(&rig, "forced.example", "/", "").await.0 == 308
+    })
+    .await;
+    let https = "X-Forwarded-Proto: https\r\n";
+    for host in ["a.example", "forced.example"] {
+        assert_eq!(plain(&rig, host, "/", "").await.0, 308, "{host}");
+        assert_eq!(plain(&rig, host, "/", https).await.0, 200, "{host}");
+    }
+    for (host, more, expected) in [
+        ("root.example", "", "http://root.example/app"),
+        ("root.example", https, "https://root.example/app"),
+        ("root.example:81", "", "http://root.example:81/app"),
+    ] {
+        let (status, answer) = plain(&rig, host, "/", more).await;
+        let location = format!("ocation: {expected}\r\n");
+        assert!(status == 302 && answer.contains(&location), "{answer}");
+    }
+    for (named, few, balancer) in [
+        ("203.0.113.9", 200, 403),
+        // The first of two is what the client itself has said.
+        ("203.0.113.9, 192.0.2.1", 403, 403),
+        ("192.0.2.1, 203.0.113.9, 198.51.100.7", 200, 403),
+        ("nobody", 403, 200),
+    ] {
+        let more = format!("X-Forwarded-For: {named}\r\n");
+        let found = [
+            plain(&rig, "few.example", "/", &more).await.0,
+            plain(&rig, "balancer.example", "/", &more).await.0,
+        ];
+        assert_eq!(found, [few, balancer], "{named}");
+    }
+}
+
+/// An application that has permitted logins to its own page has not permitted them to any other.
+#[tokio::test]
+async fn logins_are_permitted_only_to_whom_the_annotations_permit_them() {
+    let folder = Folder::new();
+    let app = Play::start(|_: Turn| {
+        Act::Say(
+            "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: https://own.example\r\n\
+             Access-Control-Allow-Credentials: true\r\nContent-Length: 0\r\n\r\n"
+                .into(),
+        )
+    })
+    .await;
+    add(&folder, "a", app.address());
+    let all = [
+        ("any", "*", "false"),
+        ("some", "https://page.example", "true"),
+    ];
+    for (name, origins, logins) in all {
+        let host = format!("{name}.example");
+        let annotations = [
+            ("enable-cors", "true"),
+            ("cors-allow-origin", origins),
+            ("cors-allow-credentials", logins),
+        ];
+        let paths = [(host.as_str(), "/", "Prefix", "a")];
+        folder.write(&format!("{name}.json"), &with(name, &paths, &annotations));
+    }
+    let rig = rig(folder).await;
+    eventually("the rules", async || {
+        plain(&rig, "some.example", "/", "").await.0 == 200
+    })
+    .await;
+    for (host, permitted) in [("any.example", false), ("some.example", true)] {
+        let (_, answer) = plain(&rig, host, "/", "Origin: https://page.example\r\n").await;
+        let answer = answer.to_ascii_lowercase();
+        let origin = "access-control-allow-origin: https://page.example\r\n";
+        assert!(answer.contains(origin), "{answer}");
+        let logins = answer.contains("access-control-allow-credentials: true\r\n");
+        assert_eq!(logins, permitted, "{answer}");
     }
 }

@@ -7,6 +7,9 @@
 
 use crate::contract::filters::Cors;
 
+/// The field that permits cookies and logins.
+pub(super) const CREDENTIALS: &str = "access-control-allow-credentials";
+
 /// What a browser asks before the request itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Preflight<'a> {
@@ -30,7 +33,7 @@ pub(super) fn fields(
     let mut say = |name: &str, value: &str| fields.push((name.to_owned(), value.to_owned()));
     say("access-control-allow-origin", origin);
     if cors.credentials {
-        say("access-control-allow-credentials", "true");
+        say(CREDENTIALS, "true");
     }
     // With credentials, a browser takes `*` for a name.
     let exposed = Some(cors.expose.join(", "));

@@ -62,6 +62,7 @@ pub(super) fn location(redirect: &Redirect, here: &Place<'_>) -> String {
     };
     let port = redirect.port.unwrap_or(match &redirect.scheme {
         Some(_) if implied > 0 => implied,
+        _ if redirect.keeps_port => port_of(here.host).unwrap_or(implied),
         _ => here.port,
     });
     let target = match &redirect.path {
@@ -74,6 +75,14 @@ pub(super) fn location(redirect: &Redirect, here: &Place<'_>) -> String {
         true => format!("{scheme}://{host}{target}"),
         false => format!("{scheme}://{host}:{port}{target}"),
     }
+}
+
+/// The port of a `Host` field, if it names one.
+fn port_of(host: &str) -> Option<u16> {
+    let (name, port) = host.rsplit_once(':')?;
+    port.parse()
+        .ok()
+        .filter(|_| !name.is_empty() && !port.contains(']'))
 }
 
 /// Whether a redirect leads to where the client has asked: it would ask there for ever.
@@ -164,6 +173,7 @@ mod tests {
             host: text(host),
             port: (port > 0).then_some(port),
             path: None,
+            keeps_port: false,
             status: 302,
         }
     }

@@ -5,15 +5,16 @@
 //! (`bound.rs`) never serves a request for another. A request keeps its action, whatever becomes of the
 //! routes meanwhile. Most routes ask for nothing but a Service, and cost no more than the search.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::contract::filters::{FieldChanges, Filters, Retry};
+use crate::contract::filters::{FieldChanges, Filters, Redirect, Retry};
 use crate::contract::listener::{Action, ListenerSpec, Routes, Target};
 use crate::contract::route::Asked;
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::Bound;
-use crate::proxy::http::cors::{self, Preflight};
+use crate::proxy::http::cors::{self, CREDENTIALS, Preflight};
 use crate::proxy::http::filters::{Place, leads_back, location, new_target};
 use crate::proxy::worker::{FIRST_LOOK, Worker};
 use crate::wire::change::{Changes, readdress};
@@ -85,22 +86,42 @@ pub(super) fn route(
         let action = Some(action.clone());
         answer(client, bound, action, (status, reason), fields)
     };
-    let peer = client.peer.ip().to_canonical();
-    if !own.is_none_or(|it| it.admits(peer)) {
+    if !own.is_none_or(|it| it.source_ranges.is_empty() || it.admits(asker(worker, client, &asked)))
+    {
         return refuse(client, bound, 403, "source_not_allowed", said(None));
     }
     let preflight = |filters| preflight(filters, &asked);
     if let Some(fields) = preflight(own) {
         return refuse(client, bound, 204, "cors_preflight", fields);
     }
+    let place = |client: &Client| {
+        let is_https = is_https(client, &asked);
+        Place {
+            is_https,
+            host: asked.host,
+            // Of the listener of a proxy before this one, only the scheme is known.
+            port: match is_https && !client.stream.is_tls() {
+                true => 443,
+                false => client.door.address.port(),
+            },
+            target: asked.target,
+        }
+    };
+    if own.is_some_and(|it| it.wants_tls) {
+        let place = place(client);
+        if !place.is_https {
+            let mut fields = said(None);
+            let with_tls = Redirect {
+                scheme: Some("https".to_owned()),
+                ..Redirect::default()
+            };
+            fields.push(("Location".to_owned(), location(&with_tls, &place)));
+            return refuse(client, bound, 308, "route_redirect", fields);
+        }
+    }
     let redirect = |client: &Client, filters: Option<&Filters>| {
         let redirect = filters?.redirect.as_ref()?;
-        let place = Place {
-            is_https: is_https(client, &asked),
-            host: asked.host,
-            port: client.door.address.port(),
-            target: asked.target,
-        };
+        let place = place(client);
         let has_backends = !action.backends.all.is_empty();
         // One that leads back is for those who come another way, if there is something to serve.
         let counts = !has_backends || !leads_back(redirect, &place);
@@ -204,10 +225,16 @@ impl Way {
             changes(&filters.response).apply(bytes, from);
         }
         if let Some((vary, set)) = self.cors.split_last() {
+            // What the application says of logins was not said to this origin.
+            let is_login = |(name, _): &(String, String)| name == CREDENTIALS;
+            let remove = match set.is_empty() || set.iter().any(is_login) {
+                true => Vec::new(),
+                false => vec![CREDENTIALS.to_owned()],
+            };
             let changes = Changes {
                 set,
                 add: std::slice::from_ref(vary),
-                ..Changes::default()
+                remove: &remove,
             };
             changes.apply(bytes, from);
         }
@@ -280,6 +307,23 @@ fn preflight(filters: Option<&Filters>, asked: &Asked<'_>) -> Option<Vec<(String
     let mut said = cors::fields(cors, origin, Some(Preflight { method, fields }));
     said.push(vary());
     Some(said)
+}
+
+/// The address of who has asked: the client's, or behind proxies that are trusted the last that they name
+/// and that is none of them.
+fn asker(worker: &Worker, client: &Client, asked: &Asked<'_>) -> IpAddr {
+    let config = worker.config();
+    let trusted = |it: &IpAddr| config.trusted_proxies.iter().any(|net| net.contains(it));
+    let mut asker = client.peer.ip().to_canonical();
+    // The last of them is the client itself.
+    let named = text_of(asked.fields, "x-forwarded-for").unwrap_or_default();
+    for name in named.rsplit(',').skip(1) {
+        match name.trim().parse::<IpAddr>() {
+            Ok(before) if trusted(&asker) => asker = before.to_canonical(),
+            _ => break,
+        }
+    }
+    asker
 }
 
 /// Whether the client has asked by HTTPS: here, or at a proxy before this one that is trusted.

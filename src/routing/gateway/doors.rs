@@ -64,6 +64,17 @@ impl Enters {
         }
     }
 
+    /// The protocol of its listeners.
+    pub fn protocol_name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Https => "HTTPS",
+            Self::Tls => "TLS",
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+
     /// What its listener speaks.
     pub fn protocol(self) -> Protocol {
         match self {
@@ -89,14 +100,14 @@ pub struct Ours<'a> {
 
 /// The door of a listener.
 pub fn door_of(
-    gateway: &Ours<'_>,
+    gateway: &GatewayObject,
     found: &Found<'_>,
     facts: &Facts<'_>,
 ) -> (ObjectName, u16, bool) {
     let owner = match facts.settings.addresses.is_empty() {
         true => ObjectName::new("", "gateway"),
         false => {
-            let name = &gateway.object.name;
+            let name = &gateway.name;
             ObjectName::new(&*name.namespace, format!("gateway/{}", name.name))
         }
     };

@@ -60,15 +60,25 @@ impl<'a> Found<'a> {
             );
             resolved = Err(("InvalidRouteKinds", what));
         }
-        let (mut secrets, mut has_certificate) = (Vec::new(), Ok(()));
+        let (mut secrets, mut has_certificate, mut some_good) = (Vec::new(), Ok(()), false);
         if accepted.is_ok() && ends_tls(spec) {
             let refs = spec
                 .tls
                 .as_ref()
                 .map_or(&[][..], |tls| &tls.certificate_refs);
             for reference in refs {
-                match certificate(gateway, reference, &facts.grants, facts) {
-                    Ok(name) => secrets.push(name),
+                match certificate(gateway, reference, &facts.grants) {
+                    Ok(name) => match (facts.secret)(&name) {
+                        Known::Missing(why) => {
+                            let what = format!("Secret {name}: {why}");
+                            has_certificate = Err(("InvalidCertificateRef", what));
+                            secrets.push(name);
+                        }
+                        Known::Unknown | Known::Is(()) => {
+                            some_good = true;
+                            secrets.push(name);
+                        }
+                    },
                     Err(why) => has_certificate = Err(why),
                 }
             }
@@ -79,7 +89,7 @@ impl<'a> Found<'a> {
             if resolved.is_ok() {
                 resolved = has_certificate.clone();
             }
-            if !secrets.is_empty() {
+            if some_good {
                 has_certificate = Ok(());
             }
         }
@@ -102,7 +112,21 @@ impl<'a> Found<'a> {
 
     /// Whether clients can come in.
     pub fn is_served(&self) -> bool {
-        self.accepted.is_ok() && self.has_certificate.is_ok() && self.conflict.is_ok()
+        self.is_open() && self.has_certificate.is_ok()
+    }
+
+    /// Whether its port is open and its hosts are its own. So they are while no Secret that it may name can
+    /// be used: the last certificate stays in force, and no other listener gets its clients.
+    pub fn is_open(&self) -> bool {
+        let named = !self.secrets.is_empty() || self.has_certificate.is_ok();
+        self.accepted.is_ok() && self.conflict.is_ok() && named
+    }
+
+    /// Another listener has its port, with another protocol.
+    pub fn yield_port(&mut self, to: &str) {
+        let what = format!("port {} is one of {to} already", self.spec.port);
+        self.conflict = Err(("ProtocolConflict", what.clone()));
+        self.accepted = Err(("ProtocolConflict", what));
     }
 
     /// Whether routes of this kind and namespace may lead its clients on.
@@ -144,9 +168,7 @@ pub fn note_conflicts(found: &mut [Found<'_>]) {
             .entry((is_udp, listener.spec.port))
             .or_insert_with(|| listener.spec.protocol.clone());
         if *first != listener.spec.protocol {
-            let what = format!("port {} is one of {first} already", listener.spec.port);
-            listener.conflict = Err(("ProtocolConflict", what.clone()));
-            listener.accepted = Err(("ProtocolConflict", what));
+            listener.yield_port(first);
         }
     }
 }
@@ -185,12 +207,11 @@ fn tls_mode(spec: &Listener) -> &str {
     mode.unwrap_or("Terminate")
 }
 
-/// The Secret that a listener names, if it can be used.
+/// The Secret that a listener names, if it may.
 fn certificate(
     gateway: &GatewayObject,
     to: &ObjectRef,
     grants: &Grants<'_>,
-    facts: &Facts<'_>,
 ) -> Result<ObjectName, (&'static str, String)> {
     let invalid = |what: String| ("InvalidCertificateRef", what);
     let kind = to.kind.as_deref().unwrap_or("Secret");
@@ -206,10 +227,7 @@ fn certificate(
         );
         return Err(("RefNotPermitted", what));
     }
-    match (facts.secret)(&name) {
-        Known::Missing(why) => Err(invalid(format!("Secret {name}: {why}"))),
-        Known::Unknown | Known::Is(()) => Ok(name),
-    }
+    Ok(name)
 }
 
 fn fits(selector: LabelSelector, facts: &Facts<'_>, namespace: &str) -> bool {

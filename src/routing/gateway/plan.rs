@@ -72,7 +72,7 @@ impl Plan {
             })
             .collect();
         let mut plan = Self::default();
-        plan.open(&ours, facts);
+        plan.open(&mut ours, facts);
         let mut policies = Policies::of(facts);
         routes::lead(
             &mut plan.doors,
@@ -106,19 +106,19 @@ impl Plan {
     }
 
     /// Opens the doors of listeners that are served.
-    fn open(&mut self, ours: &[Ours<'_>], facts: &Facts<'_>) {
+    fn open(&mut self, ours: &mut [Ours<'_>], facts: &Facts<'_>) {
         for gateway in ours {
-            for found in gateway.listeners.iter().filter(|it| it.is_served()) {
-                let Some(addresses) = addresses_of(gateway, facts) else {
-                    continue;
-                };
+            let Some(addresses) = addresses_of(gateway, facts) else {
+                continue;
+            };
+            for found in gateway.listeners.iter_mut().filter(|it| it.is_open()) {
                 let enters = Enters::of(&found.spec.protocol);
                 let door = self
                     .doors
-                    .entry(door_of(gateway, found, facts))
+                    .entry(door_of(gateway.object, found, facts))
                     .or_insert(Door {
                         enters,
-                        addresses,
+                        addresses: addresses.clone(),
                         of_pool: !facts.settings.addresses.is_empty(),
                         secrets: Vec::new(),
                         rules: Vec::new(),
@@ -128,6 +128,7 @@ impl Plan {
                     });
                 // Of Gateways that share addresses, the oldest decides what a port speaks.
                 if door.enters != enters {
+                    found.yield_port(door.enters.protocol_name());
                     continue;
                 }
                 match found.spec.hostname.as_ref().filter(|it| !it.is_empty()) {

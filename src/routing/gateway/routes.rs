@@ -245,8 +245,8 @@ fn attach(
             continue;
         }
         is_attached = true;
-        if let Some(door) = doors.get_mut(&door_of(gateway, found, facts))
-            && found.is_served()
+        if let Some(door) = doors.get_mut(&door_of(gateway.object, found, facts))
+            && found.is_open()
         {
             match door.enters {
                 Enters::Tcp | Enters::Udp => {

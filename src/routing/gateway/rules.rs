@@ -201,6 +201,7 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
                     path: new_path(it.path.as_ref(), prefix)?,
                     port: it.port,
                     status,
+                    keeps_port: false,
                 });
             }
             ("URLRewrite", ..) if let Some(it) = &it.url_rewrite => {

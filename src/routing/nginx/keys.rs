@@ -122,7 +122,11 @@ impl Keys {
             "permanent-redirect-code" if all.contains_key("permanent-redirect") => {}
             "app-root" if value.starts_with('/') => self.app_root = Some(value.to_owned()),
             "app-root" => return Err(format!(": expected a path, found {value:?}")),
-            "canary" if is_true(value)? => self.canary = Some(Canary::of(all)?),
+            "canary" if is_true(value)? => {
+                let (canary, wrong) = Canary::of(all);
+                self.canary = Some(canary);
+                return wrong;
+            }
             "canary" => {}
             "canary-weight"
             | "canary-weight-total"
@@ -142,6 +146,9 @@ impl Keys {
             | "cors-expose-headers"
             | "cors-allow-credentials"
             | "cors-max-age" => cors::check(key, value)?,
+            // Here nothing of the kind is on.
+            "enable-global-auth" | "enable-modsecurity" | "enable-owasp-core-rules"
+                if value == "false" => {}
             "affinity" | "session-cookie-name" => return Err(AFFINITY.to_owned()),
             _ => return Err(" is not served".to_owned()),
         }
@@ -174,30 +181,30 @@ impl Keys {
     }
 
     fn next_upstream(&mut self, key: &str, value: &str) -> Result<(), String> {
-        let mut codes = Vec::new();
+        let (mut codes, mut wrong) = (Vec::new(), Ok(()));
         for word in value.split_whitespace() {
-            match word {
+            let what = match word {
                 // Always, as far as the method allows it.
-                "error" | "timeout" | "invalid_header" => {}
+                "error" | "timeout" | "invalid_header" => continue,
                 "off" => {
-                    return Err(
-                        ": off is not served: what is lost before its answer has begun is asked for again; \
-                         ebbtide.dev/retry-attempts: \"1\" on the Service ends that"
-                            .to_owned(),
-                    );
+                    ": off is not served: what is lost before its answer has begun is asked for again; \
+                     ebbtide.dev/retry-attempts: \"1\" on the Service ends that"
+                        .to_owned()
                 }
                 "non_idempotent" => {
-                    return Err(
-                        ": non_idempotent is not served; set ebbtide.dev/retry-non-idempotent: always on the \
-                         Service"
-                            .to_owned(),
-                    );
+                    ": non_idempotent is not served; set ebbtide.dev/retry-non-idempotent: always on the \
+                     Service"
+                        .to_owned()
                 }
                 word => match word.strip_prefix("http_").map(str::parse) {
-                    Some(Ok(code)) if (400..600).contains(&code) => codes.push(code),
-                    _ => return Err(format!(": {word:?} is not known")),
+                    Some(Ok(code)) if (400..600).contains(&code) => {
+                        codes.push(code);
+                        continue;
+                    }
+                    _ => format!(": {word:?} is not known"),
                 },
-            }
+            };
+            wrong = wrong.and(Err(what));
         }
         if !codes.is_empty() {
             self.filters.retry.get_or_insert_default().codes = codes;
@@ -206,7 +213,7 @@ impl Keys {
             "{PREFIX}{key}: a request that is lost before its answer has begun is always asked for again, if \
              its method is idempotent"
         ));
-        Ok(())
+        wrong
     }
 
     fn backend_protocol(&mut self, value: &str) -> Result<(), String> {
@@ -256,19 +263,28 @@ impl Keys {
 }
 
 impl Canary {
-    fn of(all: &BTreeMap<String, String>) -> Result<Self, String> {
-        let read = |key: &str, default| match all.get(key) {
-            Some(text) => number(text.trim()).map_err(|what| format!(": {key}{what}")),
-            None => Ok(default),
+    /// With what is wrong with it: a weight that cannot be read is 0, as with nginx.
+    fn of(all: &BTreeMap<String, String>) -> (Self, Result<(), String>) {
+        let mut wrong = Ok(());
+        let mut read = |key: &str, default, instead| match all.get(key) {
+            Some(text) => number(text.trim()).unwrap_or_else(|what| {
+                wrong = Err(format!(": {key}{what}"));
+                instead
+            }),
+            None => default,
         };
-        let (weight, total) = (read("canary-weight", 0)?, read("canary-weight-total", 100)?);
+        let (weight, total) = (
+            read("canary-weight", 0, 0),
+            read("canary-weight-total", 100, 100),
+        );
         let header = all.get("canary-by-header");
-        Ok(Self {
+        let canary = Self {
             weight: weight.min(total),
             total,
             header: header.map(|it| it.trim().to_ascii_lowercase()),
             value: all.get("canary-by-header-value").cloned(),
-        })
+        };
+        (canary, wrong)
     }
 }
 
@@ -283,8 +299,6 @@ const PROTECTS: &[&str] = &[
     "enable-global-auth",
     "enable-modsecurity",
     "enable-owasp",
-    "limit-allowlist",
-    "limit-whitelist",
     "modsecurity-",
     "satisfy",
 ];
@@ -327,7 +341,6 @@ mod tests {
         for (key, value) in [
             ("auth-url", "http://auth"),
             ("auth-type", "basic"),
-            ("limit-allowlist", "10.0.0.0/8"),
             ("denylist-source-range", "10.0.0.0/8"),
             ("whitelist-source-range", "10.0.0.0/8, ten"),
             ("allowlist-source-range", ""),
@@ -411,6 +424,30 @@ mod tests {
         assert_eq!(keys(&[("proxy-read-timeout", "3600")]).differs.len(), 1);
     }
 
+    /// A canary whose weight has a typo must not become the whole application.
+    #[test]
+    fn a_canary_of_a_weight_that_cannot_be_read_gets_nothing() {
+        for weight in ["5%", "-1", "x"] {
+            let wanted = [("canary", "true"), ("canary-weight", weight)];
+            let keys = keys(&wanted);
+            assert_eq!(keys.canary.map(|it| it.weight), Some(0), "{weight}");
+            assert!(keys.unserved[0].contains("canary-weight"), "{weight}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_on_is_not_missed() {
+        let off = [
+            ("enable-modsecurity", "false"),
+            ("enable-global-auth", "false"),
+        ];
+        assert_eq!(unserved(&off), [""; 0]);
+        // It names whom a limit spares.
+        let spared = keys(&[("limit-whitelist", "10.0.0.0/8")]);
+        assert_eq!(spared.filters, Filters::default());
+        assert_eq!(spared.unserved.len(), 1);
+    }
+
     #[test]
     fn sizes_and_retries_are_those_of_nginx() {
         let size = |text| keys(&[("proxy-body-size", text)]).filters.body_size;
@@ -428,6 +465,10 @@ mod tests {
             backoff: None,
         };
         assert_eq!(keys(&wanted).filters.retry, Some(expected));
+        // What of it is not served does not void the rest.
+        let partly = keys(&[("proxy-next-upstream", "error non_idempotent http_503")]);
+        assert_eq!(partly.filters.retry.unwrap().codes, [503]);
+        assert_eq!(partly.unserved.len(), 1);
         let unbounded = keys(&[("proxy-next-upstream-tries", "0")]);
         assert_eq!(unbounded.filters.retry, Some(Retry::default()));
         assert_eq!(

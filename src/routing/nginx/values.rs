@@ -97,6 +97,7 @@ pub(super) fn redirect(value: &str, status: u16) -> Result<Redirect, String> {
         path: (!keeps).then_some(NewPath::Full(path)),
         port,
         status,
+        keeps_port: false,
     })
 }
 
@@ -114,6 +115,7 @@ mod tests {
                 path: path.map(|it| NewPath::Full(it.to_owned())),
                 port,
                 status: 301,
+                keeps_port: false,
             })
         };
         assert_eq!(
