@@ -415,7 +415,15 @@ async fn a_host_whose_certificate_is_gone_keeps_the_last_one_and_its_routes() {
             _ => rig.remove("pair-a.json"),
         }
         eventually(&format!("it is known to be {change}"), async || broken()).await;
-        eventually("it is in force", async || rig.running().is_settled()).await;
+        // A rule that comes later shows that the plan knows it, too.
+        let host = format!("{change}.example");
+        let spec = json!({"hostnames": [host], "rules": [{"backendRefs": backends(&["a"])}]});
+        rig.write("later.json", &route("HTTPRoute", "later", "edge", spec));
+        eventually("the later rule is in force", async || {
+            let mut client = connect(to, "rest.example", &config).await.unwrap();
+            ask(&mut client, &host, "/", "").await == ok("a")
+        })
+        .await;
         assert_eq!(
             ask(&mut kept, "a.example", "/", "").await,
             ok("a"),
