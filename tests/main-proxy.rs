@@ -50,6 +50,7 @@ mod proxy {
     mod parting;
     mod real;
     mod receipts;
+    mod reload;
     mod replaced;
     mod replay;
     mod rollout;

@@ -6,8 +6,8 @@
 //! request keeps the one that it was found with.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -56,6 +56,11 @@ pub struct ListenerSpec {
     pub accepting: AtomicUsize,
     /// Which traffic policy of the Service counts here. `None`: every endpoint may be reached.
     pub scope: Option<Scope>,
+    /// When it was bound or named. Its Service may not have been read then.
+    pub since: Instant,
+    /// The listener that has taken its place at its address. Its clients of HTTP go on there with their next
+    /// request.
+    pub next: OnceLock<Arc<ListenerSpec>>,
     /// How TLS is spoken with the endpoints, where a BackendTLSPolicy says it. `None`: as the Service says.
     /// It changes in its place, so clients that are held see it.
     pub backend: ArcSwapOption<Backend>,
@@ -87,8 +92,26 @@ impl ListenerSpec {
             sockets: 0,
             accepting: AtomicUsize::new(0),
             scope: None,
+            since: Instant::now(),
+            next: OnceLock::new(),
             backend: ArcSwapOption::empty(),
         }
+    }
+
+    /// The listener at whose place its clients are now: the last of those that have replaced it, or itself.
+    pub fn last(self: &Arc<Self>) -> &Arc<Self> {
+        let mut last = self;
+        while let Some(next) = last.next.get() {
+            last = next;
+        }
+        last
+    }
+
+    /// Whether clients of HTTP that have come to this listener may go on at another one: TLS ends at both or
+    /// at none, and it does not take them for clients of TCP.
+    pub fn leads_to(&self, next: &Self) -> bool {
+        let is_tcp = |it: &Self| it.protocol.is_some_and(|it| it == Protocol::Tcp);
+        self.tls.is_some() == next.tls.is_some() && !is_tcp(next)
     }
 
     /// Whether a client of this address may connect.

@@ -55,6 +55,11 @@ impl Control {
         }
         self.shared.note_inside(&config.inside, None);
         self.table.set_config(config.clone());
+        // Clients are asking by the old listeners until the new ones are bound.
+        let named = config.named_services();
+        let gone = old.named_services().into_iter();
+        self.routed
+            .note_gone(gone.filter(|it| !named.contains(it)).collect());
         self.reroute();
         self.table.set_named(self.named());
         self.report_use();

@@ -117,8 +117,8 @@ impl Routed {
         self.plan.clone()
     }
 
-    /// Nothing leads to these any more.
-    fn note_gone(&mut self, gone: Vec<ObjectName>) {
+    /// Nothing leads to these any more: no route, or no listener of the configuration.
+    pub(super) fn note_gone(&mut self, gone: Vec<ObjectName>) {
         if !gone.is_empty() {
             // A worker that has just read the old rules has begun its request by then.
             self.next_look = Some(Instant::now() + LOOK);

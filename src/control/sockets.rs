@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,8 @@ pub(super) struct Sockets {
     pub(super) follows: bool,
     /// How many listeners are open on each port.
     ports: HashMap<(Transport, u16), usize>,
+    /// The last listener of each address where none is now.
+    gone: HashMap<(Transport, SocketAddr), Weak<ListenerSpec>>,
     /// The workers close these. They may still serve their accept queues.
     closing: Vec<Arc<ListenerSpec>>,
 }
@@ -73,6 +76,7 @@ impl Sockets {
             open: 0,
             follows: false,
             ports: HashMap::new(),
+            gone: HashMap::new(),
             closing: Vec::new(),
         }
     }
@@ -135,8 +139,17 @@ impl Sockets {
             sockets: count,
             accepting: AtomicUsize::new(count),
             scope: config.scope,
+            since: Instant::now(),
+            next: OnceLock::new(),
             backend: ArcSwapOption::empty(),
         });
+        let before = self.gone.remove(&(transport, address));
+        if let Some(before) = before.and_then(|it| it.upgrade())
+            && before.leads_to(&spec)
+        {
+            // It has had none.
+            let _ = before.next.set(spec.clone());
+        }
         self.open += count;
         *self.ports.entry((transport, address.port())).or_default() += 1;
         // Single sockets go to the workers in turn. A worker hands connections over to others, so
@@ -194,6 +207,11 @@ impl Sockets {
     /// The workers serve what is in the accept queues of this listener, and then close it.
     pub(super) fn close(&mut self, spec: Arc<ListenerSpec>, shared: &Shared) {
         shared.post_all(|| WorkerCommand::Unlisten(spec.id));
+        if self.gone.len() >= GONE {
+            self.gone.retain(|_, it| it.strong_count() > 0);
+        }
+        let at = (spec.transport(), spec.address);
+        self.gone.insert(at, Arc::downgrade(&spec));
         self.closing.push(spec);
     }
 
@@ -226,6 +244,9 @@ impl Sockets {
         ))
     }
 }
+
+/// From so many on, those whose clients have left are forgotten.
+const GONE: usize = 256;
 
 /// Binds a socket. Returns its address, in which no port is 0.
 fn open(transport: Transport, address: SocketAddr) -> io::Result<(SocketAddr, OwnedFd)> {

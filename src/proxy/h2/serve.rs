@@ -21,7 +21,7 @@ use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use crate::contract::listener::ListenerSpec;
+use crate::contract::listener::{ListenerSpec, Serves};
 use crate::contract::policy::Scope;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
@@ -159,8 +159,14 @@ impl Origin {
 
     /// Serves a stream in a new task. Returns whether the client is to go elsewhere with its next one.
     fn start(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> bool {
-        let port = self.worker.port(&self.listener);
-        let handing_back = port.as_ref().is_some_and(|port| port.handing_back);
+        let listener = self.listener.last();
+        let port = self.worker.port(listener);
+        let is_closed = || listener.accepting.load(Ordering::Relaxed) == 0;
+        let handing_back = match &port {
+            Some(port) => port.handing_back,
+            // Nothing will serve it here again.
+            None => matches!(listener.serves, Serves::Port { .. }) && is_closed(),
+        };
         let logged = self.worker.shared.access_log.is_some();
         let line = logged.then(|| format!("{} {}", request.method(), request.uri().path()));
         match ClientStream::new(request, respond, self.streams.clone(), self.secure.clone()) {

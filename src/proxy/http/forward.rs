@@ -28,7 +28,7 @@ use crate::proxy::http::exchange::{Attempt, End, Exchange, Logged, Lost, Reply, 
 use crate::proxy::http::replay::{self, GiveUp, Loss};
 use crate::proxy::http::route::{Answer, Way};
 use crate::proxy::http::upload::TOO_LARGE;
-use crate::proxy::worker::Worker;
+use crate::proxy::worker::{FIRST_LOOK, Worker};
 use crate::wire::body::BodyDecoder;
 use crate::wire::message::{self, Emit, Framing, Reject, Request};
 
@@ -49,7 +49,12 @@ pub(super) async fn forward(
     timer: Pin<&mut Sleep>,
 ) -> End {
     let started = Instant::now();
-    let Some(port) = worker.port(&client.listener) else {
+    let mut found = worker.port(&client.listener);
+    if found.is_none() && client.door.since.elapsed() < FIRST_LOOK {
+        Box::pin(worker.until_known(&client.listener, client.door.since)).await;
+        found = worker.port(&client.listener);
+    }
+    let Some(port) = found else {
         let answer = Answer {
             status: 503,
             reason: "no_service",

@@ -45,6 +45,18 @@ pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> Ended {
     in_turn(&queue, &unanswered, true, pin!(requests(worker, client))).await
 }
 
+/// Leads a client whose listener another one has replaced to that one.
+fn go_on(worker: &Worker, client: &mut Client, bound: &mut Option<Box<Bound>>) {
+    let (last, peer) = (client.door.last(), client.peer.ip());
+    if last.id == client.door.id || !last.admits(peer) {
+        return;
+    }
+    *bound = None;
+    client.scope = worker.shared.scope(last, peer);
+    client.listener = last.clone();
+    client.door = client.listener.clone();
+}
+
 /// Serves one request after the other. Returns how the connection ended.
 async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
     let worker = &worker;
@@ -60,6 +72,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 if client.spoken == Spoken::Nothing {
                     client.spoken = Spoken::Http1;
                 }
+                go_on(worker, &mut client, &mut bound);
                 let door = client.door.clone();
                 let found = match &door.serves {
                     Serves::Routes {
