@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use crate::command::through::Through;
+use crate::config::fault::Refused;
 use crate::text::seconds;
 
 /// Where the pages of an instance are.
@@ -69,17 +70,18 @@ fn base(url: &str) -> anyhow::Result<Uri> {
     } else {
         format!("http://{text}")
     };
+    let refused = |what: &str| Refused::new("--admin", format!("{what}, found {url:?}"));
     let uri: Uri = text
         .parse()
-        .with_context(|| format!("--admin {url}: expected a URL such as http://127.0.0.1:9901"))?;
-    ensure!(
-        uri.scheme_str() == Some("http"),
-        "--admin {url}: the admin port speaks plain HTTP, expected http://HOST:PORT"
-    );
-    ensure!(
-        uri.query().is_none(),
-        "--admin {url}: expected no query, a URL such as http://127.0.0.1:9901"
-    );
+        .map_err(|_| refused("expected a URL such as http://127.0.0.1:9901"))?;
+    if uri.scheme_str() != Some("http") {
+        let what = "the admin port speaks plain HTTP, expected http://HOST:PORT";
+        return Err(refused(what).into());
+    }
+    if uri.query().is_some() {
+        let what = "expected no query, a URL such as http://127.0.0.1:9901";
+        return Err(refused(what).into());
+    }
     Ok(uri)
 }
 

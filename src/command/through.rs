@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use http::Request;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
@@ -12,6 +12,7 @@ use kube::api::{ListParams, ObjectMeta, PartialObjectMeta};
 use serde::de::DeserializeOwned;
 
 use crate::cluster::api::{self, objects, said};
+use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
 use crate::config::value;
 use crate::contract::name::ObjectName;
@@ -69,17 +70,20 @@ impl fmt::Display for Through {
     }
 }
 
-fn parse(text: &str) -> anyhow::Result<(ObjectName, u16)> {
-    let expected =
-        || format!("--admin pod/{text}: expected pod/NAMESPACE/NAME, or pod/NAMESPACE/NAME:PORT");
-    let (name, port) = match text.rsplit_once(':') {
-        Some((name, port)) => (name, port.parse().with_context(expected)?),
-        None => (text, PORT),
+fn parse(text: &str) -> Result<(ObjectName, u16), Refused> {
+    let read = || {
+        let (name, port) = match text.rsplit_once(':') {
+            Some((name, port)) => (name, port.parse().ok()?),
+            None => (text, PORT),
+        };
+        let (namespace, name) = name.split_once('/')?;
+        let fits = value::subdomain(namespace) && value::subdomain(name);
+        fits.then(|| (ObjectName::new(namespace, name), port))
     };
-    let (namespace, name) = name.split_once('/').with_context(expected)?;
-    let fits = |it: &str| value::subdomain(it);
-    ensure!(fits(namespace) && fits(name), "{}", expected());
-    Ok((ObjectName::new(namespace, name), port))
+    read().ok_or_else(|| {
+        let what = "expected pod/NAMESPACE/NAME, or pod/NAMESPACE/NAME:PORT";
+        Refused::new("--admin", format!("{what}, found \"pod/{text}\""))
+    })
 }
 
 /// The first pod of a deployed Ebbtide that is not being deleted, by its name.

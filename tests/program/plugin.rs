@@ -134,9 +134,6 @@ fn what_a_plugin_lacks_is_named() {
         forbidden.contains("list of pods in all namespaces"),
         "{forbidden}"
     );
-    let named = [&RECEIPT[..], &["--admin", "pod/ebbtide-b"]].concat();
-    let unnamed = said(plugin(folder.path(), &server, &named));
-    assert!(unnamed.contains("expected pod/NAMESPACE/NAME"), "{unnamed}");
     let (server, _) = api_server(vec![(
         "/api/v1/pods?",
         json!({"apiVersion": "meta.k8s.io/v1",
@@ -164,4 +161,31 @@ fn the_name_decides_whom_the_program_asks_by_default() {
     std::os::unix::fs::symlink(BINARY, &name).unwrap();
     assert!(help(&name).contains("[default: cluster]"));
     assert!(help(Path::new(BINARY)).contains("[default: http://127.0.0.1:9901]"));
+}
+
+/// A place that is none is a wrong argument. For `wait`, 1 would mean that a pod has not been let go of.
+#[test]
+fn a_place_that_is_none_is_refused() {
+    for place in [
+        "https://127.0.0.1:9901",
+        "ftp://x",
+        "http://127.0.0.1:9901?x",
+        "",
+        "pod/a",
+        "pod/a/b:99999",
+    ] {
+        for command in [&["status"][..], &["wait", "--drained", "pod/a"]] {
+            let output = Command::new(BINARY)
+                .args(command)
+                .args(["--admin", place])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{place:?}: {said}");
+            assert!(
+                said.contains("--admin: ") && said.contains("expected"),
+                "{said}"
+            );
+        }
+    }
 }
