@@ -16,7 +16,7 @@ import tarfile
 
 TAG = "ebbtide:dev"
 UID = 10901  # the manifests' runAsUser
-LIMIT = 24_000_000  # bytes of the whole archive; a new dependency has to be worth its part (TLS and HTTP/2 brought about 4 MB, Ingress and the Gateway API about 2; the gate and the hand-over 0.8; the picture of a rollout, reports and the planner 0.5; the terminal page of `status --watch` 0.3; authorities from objects, CORS, shared UDP sockets and the hints of `check` 0.5)
+LIMIT = 24_500_000  # bytes of the whole archive; a new dependency has to be worth its part (TLS and HTTP/2 brought about 4 MB, Ingress and the Gateway API about 2; the gate and the hand-over 0.8; the picture of a rollout, reports and the planner 0.5; the terminal page of `status --watch` 0.3; authorities from objects, CORS, shared UDP sockets and the hints of `check` 0.5; BackendTLSPolicies, 421 and what `check` reads of a cluster 0.3)
 EPOCH = "1970-01-01T00:00:00Z"
 
 
