@@ -157,7 +157,9 @@ mod tests {
         ] {
             let error = format!("{:#}", base(url).unwrap_err());
             assert!(
-                error.contains(says) && error.contains(&format!("--admin {url}")),
+                error.contains(says)
+                    && error.starts_with("--admin: ")
+                    && error.contains(&format!("{url:?}")),
                 "{url}: {error}"
             );
         }
