@@ -7,16 +7,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    ClientConfig, ClientConnection, ConfigBuilder, DigitallySignedStruct, Error, SignatureScheme,
-    WantsVerifier,
-};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, WantsVerifier};
 
-use crate::contract::certificate::{algorithms, provider, roots_of};
-use crate::contract::subject_name::{ByNames, SubjectName};
+use crate::contract::certificate::{provider, roots_of};
+use crate::contract::subject_name::{SubjectName, Whom};
 
 /// How the proxy speaks TLS with endpoints.
 #[derive(Debug)]
@@ -57,7 +52,7 @@ impl Backend {
     pub fn insecure(text: &str, hostname: Option<&str>) -> Result<Self, String> {
         let config = builder()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody));
+            .with_custom_certificate_verifier(Arc::new(Whom::Anybody));
         Ok(Self {
             config: Ok(Arc::new(config.with_no_client_auth())),
             hostname: hostname.map(name).transpose()?,
@@ -92,7 +87,7 @@ impl Backend {
         names: Vec<SubjectName>,
     ) -> Result<Self, String> {
         let roots = roots_of(authorities.as_bytes()).map_err(|what| format!("ca: {what}"))?;
-        let verifier = Arc::new(ByNames::new(roots, names));
+        let verifier = Arc::new(Whom::Named(roots, names));
         let config = builder()?.dangerous();
         let config = config.with_custom_certificate_verifier(verifier);
         Ok(Self {
@@ -170,43 +165,4 @@ fn name(hostname: &str) -> Result<ServerName<'static>, String> {
     name.map_err(|_| {
         format!("hostname: {hostname:?} is no name, expected one such as shop.example")
     })
-}
-
-/// Takes any certificate. Its key must still be the endpoint's.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        algorithms().supported_schemes()
-    }
 }

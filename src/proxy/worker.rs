@@ -58,8 +58,7 @@ pub struct Worker {
     pub(super) locals: RefCell<FxHashMap<EndpointId, Rc<Local>>>,
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     pub(super) listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
-    /// The TCP listeners that it accepts from.
-    /// By the listener and the number of the socket.
+    /// The TCP listeners that it accepts from, by the listener and the number of the socket.
     pub(super) accepting: RefCell<HashMap<(ListenerId, usize), Accepts>>,
     pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
     /// Pipes for splice.

@@ -183,6 +183,25 @@ async fn ask_h2(
     )
 }
 
+/// Behind each of these listeners of a Gateway an application of its name, until what is returned is dropped.
+async fn behind(folder: &Folder, listeners: &[&'static str]) -> Vec<Play> {
+    let mut applications = Vec::new();
+    for &name in listeners {
+        let application = named(name).await;
+        add(folder, name, application.address());
+        applications.push(application);
+        let mut route = route(
+            "HTTPRoute",
+            name,
+            "edge",
+            json!({"rules": [{"backendRefs": backends(&[name])}]}),
+        );
+        route["spec"]["parentRefs"][0]["sectionName"] = json!(name);
+        folder.write(&format!("{name}-route.json"), &route);
+    }
+    applications
+}
+
 /// A browser uses a connection for every host of its certificate. Where another listener has the host, it is
 /// told to connect again.
 #[tokio::test]
@@ -201,20 +220,7 @@ async fn a_request_by_the_connection_of_another_listener_is_misdirected() {
     ];
     let listeners = hosts.map(|(name, host)| listener(name, host));
     folder.write("edge.json", &gateway("edge", json!(listeners)));
-    let mut applications = Vec::new();
-    for (name, _) in hosts {
-        let application = named(name).await;
-        add(&folder, name, application.address());
-        applications.push(application);
-        let mut route = route(
-            "HTTPRoute",
-            name,
-            "edge",
-            json!({"rules": [{"backendRefs": backends(&[name])}]}),
-        );
-        route["spec"]["parentRefs"][0]["sectionName"] = json!(name);
-        folder.write(&format!("{name}-route.json"), &route);
-    }
+    let _applications = behind(&folder, &hosts.map(|(name, _)| name)).await;
     let rig = rig(folder).await;
     let to = format!("web/gateway/edge:{port}@127.66.0.1");
     let to: SocketAddr = rig.running().listener(&to).unwrap();
@@ -363,7 +369,7 @@ async fn listeners_of_tcp_and_of_udp_share_the_number_of_a_port() {
     }
 }
 
-/// Whoever replaces a certificate by deleting it first, or spoils it, does not lead its clients elsewhere.
+/// The clients of a host stay with it while its certificate is broken or deleted.
 #[tokio::test]
 async fn a_host_whose_certificate_is_gone_keeps_the_last_one_and_its_routes() {
     let (folder, port) = (Folder::new(), free_port());
@@ -375,20 +381,7 @@ async fn a_host_whose_certificate_is_gone_keeps_the_last_one_and_its_routes() {
         "pair-rest.json",
         &secret("pair-rest", &authority.sign(&["rest.example"])),
     );
-    let mut applications = Vec::new();
-    for name in ["a", "rest"] {
-        let application = named(name).await;
-        add(&folder, name, application.address());
-        applications.push(application);
-        let mut route = route(
-            "HTTPRoute",
-            name,
-            "edge",
-            json!({"rules": [{"backendRefs": backends(&[name])}]}),
-        );
-        route["spec"]["parentRefs"][0]["sectionName"] = json!(name);
-        folder.write(&format!("{name}-route.json"), &route);
-    }
+    let _applications = behind(&folder, &["a", "rest"]).await;
     let listener = |name: &str, host: Option<&str>| {
         let refs = json!({"certificateRefs": [{"name": format!("pair-{name}")}]});
         json!({"name": name, "port": port, "protocol": "HTTPS", "hostname": host, "tls": refs})
